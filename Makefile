@@ -1,0 +1,31 @@
+# Each target sets up its own environment from nothing: `make demo` in a fresh clone is enough.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check results bench clean
+
+demo: .venv/ready
+	$(BIN)/gradstep train digits
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Runs every built-in recipe and example against the result it states, and records what came out.
+results: .venv/ready
+	$(BIN)/python -m benchmarks.results
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks.startup
+
+clean:
+	rm -rf .venv
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,tensorboard,dev]"
+	touch .venv/ready

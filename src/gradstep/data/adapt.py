@@ -1,0 +1,121 @@
+"""What users bring, made a source: tensors, arrays, map-style data sets, a DataLoader taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
+
+from gradstep import tree
+from gradstep.data.sources import Items, Source, Tensors
+from gradstep.errors import DataError
+
+
+@dataclass(frozen=True)
+class Given:
+    """A source, and what came with it when it was a DataLoader: None where nothing was said."""
+
+    source: Source
+    batch_size: int | None = None
+    shuffle: bool | None = None
+    drop_last: bool | None = None
+    workers: int | None = None
+    note: str | None = None
+
+
+def adapt(data: Any, what: str) -> Given:
+    """A source out of anything with samples that can be asked for by number; `what` names it in errors."""
+    if isinstance(data, DataLoader):
+        return _take_apart(data, what)
+    return Given(as_source(data, what))
+
+
+def as_source(data: Any, what: str) -> Source:
+    """`(inputs, targets)` of tensors or arrays, a map-style data set, or a source already.
+
+    Errors: DataError for what has no samples, no length or no numbers to ask by.
+    """
+    if hasattr(data, "batch") and hasattr(data, "transforms"):
+        source: Source = data
+    elif isinstance(data, (Tensor, np.ndarray)):
+        raise DataError(f"{what}: one {type(data).__name__} has no targets. Give a pair: (inputs, targets).")
+    elif type(data) is TensorDataset:
+        source = Tensors(tuple(_tensor(t, what) for t in data.tensors))
+    elif isinstance(data, tuple) and len(data) == 2 and tree.samples(_arrays_to_tensors(data, what)) is not None:
+        source = Tensors(_arrays_to_tensors(data, what))
+    elif isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
+        raise DataError(
+            f"{what}: {type(data).__name__} can't be asked for sample number i, so batch number n would not be a "
+            "function of the seed. Give a pair of tensors, a data set with __getitem__ and __len__, or an iterable "
+            "of whole batches that has a len()."
+        )
+    elif not hasattr(data, "__len__"):
+        raise DataError(f"{what}: {type(data).__name__} has no __len__, so an epoch has no length. Add it.")
+    else:
+        source = Items(data, classes=_class_names(data))
+    if len(source) == 0:
+        raise DataError(f"{what}: there are no samples in it.")
+    return source
+
+
+def _take_apart(loader: DataLoader[Any], what: str) -> Given:
+    sampler, batches = loader.sampler, loader.batch_sampler
+    plain = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )
+    if isinstance(loader.dataset, IterableDataset) or not plain or type(batches) is not BatchSampler:
+        culprit = batches if batches is not None and type(batches) is not BatchSampler else sampler
+        raise DataError(
+            f"{what}: this DataLoader draws by a {type(culprit).__name__}, and gradstep's order is a function of the "
+            "seed and the epoch. Use shuffle=True or False without a sampler of your own, or give the data set "
+            "itself. (An iterable of whole batches that is no DataLoader keeps its own order.)"
+        )
+    shuffled = type(sampler) is RandomSampler
+    source = as_source(loader.dataset, what)
+    if isinstance(source, Items):
+        source = Items(source.dataset, loader.collate_fn, source.classes)
+    return Given(
+        source,
+        batches.batch_size,
+        shuffled,
+        batches.drop_last,
+        loader.num_workers,
+        f"{what}: the DataLoader was taken apart; batches are drawn in gradstep's own "
+        + ("order, a function of the seed and the epoch." if shuffled else "process, in the order of the samples."),
+    )
+
+
+def _class_names(dataset: Any) -> tuple[str, ...] | None:
+    names = getattr(dataset, "classes", None)
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
+
+
+def _arrays_to_tensors(data: Any, what: str) -> Any:
+    """Arrays inside tuples, lists and dicts to tensors; anything else is left for the caller to judge."""
+    if isinstance(data, (Tensor, np.ndarray)):
+        return _tensor(data, what)
+    if isinstance(data, dict):
+        return {name: _arrays_to_tensors(value, what) for name, value in data.items()}
+    if isinstance(data, (tuple, list)):
+        return type(data)(_arrays_to_tensors(value, what) for value in data)
+    return data
+
+
+def _tensor(array: Any, what: str) -> Tensor:
+    if isinstance(array, Tensor):
+        return array
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
+        raise DataError(f"{what}: an array of {array.dtype} can't become a tensor. Make it numbers.")
+    # A copy where the array is read-only, because torch has no read-only tensors.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

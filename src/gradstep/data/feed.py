@@ -1,0 +1,203 @@
+"""Feeds: where batches come from. Batch number `step` is a function of (seed, epoch), whoever fetches it.
+
+The protocol is `start(step) -> iterator`, endless, from that batch on. `Feed` also gives `feed[step]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gradstep import tree
+from gradstep.data.order import permutation
+from gradstep.data.sources import Source
+from gradstep.data.transforms import apply
+from gradstep.errors import DataError
+
+_SMALL = 2**28  # bytes; data in memory up to this size are looked through before training, larger ones as they come
+
+
+class BatchFeed(Protocol):
+    """What `fit` needs of a feed."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def start(self, step: int) -> Iterator[Any]:
+        """Batches from number `step` on, without end, on the device."""
+
+
+class Feed:
+    """Batches of a source: shuffled anew each epoch or in the source's order, ragged at the end unless `drop_last`."""
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        what: str = "train",
+    ) -> None:
+        self.source, self.batch_size, self.what = source, batch_size, what
+        self.seed, self.shuffle = seed, shuffle
+        self.workers = 0 if source.in_memory else workers
+        self.device = torch.device(device)
+        self.samples = len(source) - (len(source) % batch_size if drop_last else 0)
+        self.steps_per_epoch = math.ceil(self.samples / batch_size)
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"{what}: {len(source)} samples make no batch of {batch_size} when the last one is dropped. "
+                "Lower batch_size or leave drop_last out."
+            )
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the last epoch's, so that it is drawn once
+        self._looked_through = source.in_memory and all_finite(source, what)
+
+    def indices(self, step: int) -> tuple[int, Tensor]:
+        """`(epoch, numbers of the samples)` of batch number `step`; the epoch counts from 0 here."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        if not self.shuffle:
+            epoch = 0  # the same samples, and the same draws of their transforms, every time
+        if self._order[0] != epoch:
+            length = len(self.source)
+            self._order = (
+                epoch,
+                permutation(length, self.seed, epoch) if self.shuffle else torch.arange(length),
+            )
+        start = batch * self.batch_size
+        return epoch, self._order[1][start : min(start + self.batch_size, self.samples)]
+
+    def __getitem__(self, step: int) -> Any:
+        epoch, indices = self.indices(step)
+        return self._finish(self.source.batch(indices, epoch, self.seed), indices)
+
+    def start(self, step: int, stop: int | None = None) -> Iterator[Any]:
+        """Batches from number `step` on, to number `stop` if it is given (which is left out)."""
+        steps = count(step) if stop is None else iter(range(step, stop))
+        return self._by_workers(steps) if self.workers else (self[number] for number in steps)
+
+    def once(self) -> Iterator[Any]:
+        """Every sample once: one epoch."""
+        return self.start(0, self.steps_per_epoch)
+
+    def _by_workers(self, steps: Iterator[int]) -> Iterator[Any]:
+        asked: list[Tensor] = []  # what was asked for and has not come yet: workers answer in order
+
+        def questions() -> Iterator[tuple[int, Tensor]]:
+            for number in steps:
+                epoch, indices = self.indices(number)
+                asked.append(indices)
+                yield epoch, indices
+
+        loader = DataLoader(
+            _Asked(self.source, self.seed),
+            batch_size=None,
+            sampler=questions(),  # type: ignore[arg-type]  # any iterable will do for batch_size=None
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # a private one, or its first draw would be from the global stream
+        )
+        for batch in loader:
+            yield self._finish(batch, asked.pop(0))
+
+    def _finish(self, batch: Any, indices: Tensor) -> Any:
+        if not self._looked_through:
+            _refuse_non_finite(batch, indices, self.what)
+        batch = tree.to_device(batch, self.device) if self.device.type != "cpu" else batch
+        transforms = self.source.transforms
+        return (apply(transforms, batch[0]), *batch[1:]) if transforms else batch
+
+
+class OwnOrder:
+    """An iterable of whole batches with a length: its order is its own, and `reset()` rewinds it before each epoch."""
+
+    def __init__(self, batches: Iterable[Any], device: torch.device | str, what: str = "train") -> None:
+        self.batches, self.what = batches, what
+        self.device = torch.device(device)
+        self.steps_per_epoch = len(batches)  # type: ignore[arg-type]  # `opens` saw to it
+        self._rewind: Callable[[], Any] = getattr(batches, "reset", lambda: None)
+        if self.steps_per_epoch == 0:
+            raise DataError(f"{what}: there are no batches in it.")
+
+    @staticmethod
+    def opens(data: Any) -> bool:
+        """Whether `data` is such an iterable."""
+        return (
+            hasattr(data, "__iter__")
+            and hasattr(data, "__len__")
+            and not isinstance(data, (DataLoader, Dataset, tuple, Tensor))
+            and not hasattr(data, "__getitem__")
+        )
+
+    def start(self, step: int) -> Iterator[Any]:
+        skip = step % self.steps_per_epoch
+        while True:
+            self._rewind()
+            given = 0
+            for number, batch in enumerate(self.batches):
+                given += 1
+                if number >= skip:
+                    _refuse_non_finite(batch, None, self.what)
+                    yield tree.to_device(batch, self.device)
+            if given != self.steps_per_epoch:
+                raise DataError(
+                    f"{self.what}: an epoch gave {given} batches, and len() says {self.steps_per_epoch}. "
+                    "If it is used up after one pass, give it a reset() or start anew in __iter__."
+                )
+            skip = 0
+
+    def once(self) -> Iterator[Any]:
+        """One epoch."""
+        batches = self.start(0)
+        return (next(batches) for _ in range(self.steps_per_epoch))
+
+
+class _Asked(Dataset[Any]):
+    """A source as a worker process sees it: a question is a whole batch."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source, self.seed = source, seed
+
+    def __getitem__(self, question: tuple[int, Tensor]) -> Any:
+        epoch, indices = question
+        return self.source.batch(indices, epoch, self.seed)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def all_finite(source: Source, what: str) -> bool:
+    """Looks through a small source in memory and raises at the first number that is none; False if it is large."""
+    content = tree.tensors(source.batch(torch.arange(1), 0, 0))
+    if sum(t.numel() * t.element_size() for t in content) * len(source) > _SMALL:
+        return False
+    if any(t.is_floating_point() for t in content):
+        for numbers in torch.arange(len(source)).split(4096):
+            _refuse_non_finite(source.batch(numbers, 0, 0), numbers, what)
+    return True
+
+
+def _refuse_non_finite(batch: Any, indices: Tensor | None, what: str) -> None:
+    # The batch is still on the CPU, so that looking costs no wait for a device.
+    for tensor in tree.tensors(batch):
+        if not tensor.is_floating_point() or not tensor.dim() or bool(tensor.isfinite().all()):
+            continue
+        bad = int(
+            (~tensor.isfinite()).flatten(1 if tensor.dim() > 1 else 0).reshape(len(tensor), -1).any(1).nonzero()[0]
+        )
+        where = f"sample {int(indices[bad])}" if indices is not None else f"sample {bad} of a batch"
+        value = tensor[bad].flatten()[~tensor[bad].flatten().isfinite()][0].item()
+        raise DataError(
+            f"{what}: {where} holds {value}, which would spoil every weight in one step. "
+            "Clean the data (torch.nan_to_num, or drop the sample)."
+        )

@@ -1,0 +1,196 @@
+"""Transforms of whole batches of inputs, on whatever device they are.
+
+Each is a frozen value. One that needs numbers of the training set starts unmeasured; `measure` returns it with the
+numbers in place, and those travel with the run to validation, test and prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gradstep.errors import DataError, RecipeError, nearest
+
+
+class Transform(Protocol):
+    """A batch of inputs `[N, ...]` to another."""
+
+    def __call__(self, inputs: Tensor) -> Tensor: ...
+
+    def measured(self, passes: Callable[[], Iterator[Tensor]]) -> Transform:
+        """Itself with what it needs to know of the training set; each call of `passes` goes once through it."""
+
+    def document(self) -> Any:
+        """How a recipe writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToFloat:
+    """uint8 to float32 in [0, 1], as images are; other integers to float32 as they are; floats untouched."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if inputs.is_floating_point():
+            return inputs
+        return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs.float()
+
+    def measured(self, passes: Callable[[], Iterator[Tensor]]) -> ToFloat:  # noqa: ARG002
+        return self
+
+    def document(self) -> Any:
+        return "float"
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Images `[N, C, H, W]` to `size` (one number for a square), bilinear, antialiased when they shrink."""
+
+    size: int | tuple[int, int]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if inputs.dim() != 4 or not inputs.is_floating_point():
+            raise DataError(
+                f"resize needs a batch of float images [N, C, H, W] and got {list(inputs.shape)} "
+                f"{str(inputs.dtype).removeprefix('torch.')}. Put 'float' before 'resize'."
+            )
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if inputs.shape[-2:] == size:
+            return inputs
+        smaller = size[0] < inputs.shape[-2] or size[1] < inputs.shape[-1]
+        return functional.interpolate(inputs, size, mode="bilinear", align_corners=False, antialias=smaller)
+
+    def measured(self, passes: Callable[[], Iterator[Tensor]]) -> Resize:  # noqa: ARG002
+        return self
+
+    def document(self) -> Any:
+        return {"resize": self.size if isinstance(self.size, int) else list(self.size)}
+
+
+@dataclass(frozen=True, slots=True)
+class Normalize:
+    """(x − mean) / std for each channel (dimension 1). Without numbers, measured on the training set.
+
+    A channel that never varies is only centred.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if self.mean is None or self.std is None:
+            raise DataError("normalize has no numbers yet: it is measured by `gradstep.data.prepare`.")
+        if not inputs.is_floating_point():
+            raise DataError(f"normalize needs floats and got {inputs.dtype}. Put 'float' before 'normalize'.")
+        mean, std = _by_channel(inputs, self.mean, "mean"), _by_channel(inputs, self.std, "std")
+        return (inputs - mean) / std
+
+    def measured(self, passes: Callable[[], Iterator[Tensor]]) -> Normalize:
+        if self.mean is not None:
+            return self
+        mean = _mean_by_channel(passes())
+        # A second pass, because the sum of squares minus the squared sum cancels when the mean is large.
+        variance = _mean_by_channel((batch.double() - _by_channel(batch, mean, "mean")) ** 2 for batch in passes())
+        std = variance.sqrt()
+        return Normalize(tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
+
+    def document(self) -> Any:
+        return {"normalize": {"mean": list(self.mean or ()), "std": list(self.std or ())}}
+
+
+@dataclass(frozen=True, slots=True)
+class SubtractMean:
+    """x − mean, one number for everything. Without it, the mean of all values of the training set."""
+
+    mean: float | None = None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if self.mean is None:
+            raise DataError("subtract_mean has no number yet: it is measured by `gradstep.data.prepare`.")
+        if not inputs.is_floating_point():
+            raise DataError(f"subtract_mean needs floats and got {inputs.dtype}. Put 'float' before it.")
+        return inputs - self.mean
+
+    def measured(self, passes: Callable[[], Iterator[Tensor]]) -> SubtractMean:
+        if self.mean is not None:
+            return self
+        total, count = 0.0, 0
+        for batch in passes():
+            total, count = total + float(batch.double().sum()), count + batch.numel()
+        return SubtractMean(total / count)
+
+    def document(self) -> Any:
+        return {"subtract_mean": self.mean}
+
+
+def apply(transforms: Sequence[Transform], inputs: Any) -> Any:
+    """The inputs after all transforms, in the order given."""
+    for transform in transforms:
+        if not isinstance(inputs, Tensor):
+            raise DataError(f"transforms work on one tensor of inputs, and these are a {type(inputs).__name__}.")
+        inputs = transform(inputs)
+    return inputs
+
+
+def measure(transforms: Sequence[Transform], batches: Callable[[], Iterator[Tensor]]) -> tuple[Transform, ...]:
+    """The transforms with their numbers, each measured on the training inputs as the ones before it leave them."""
+    frozen: tuple[Transform, ...] = ()
+    for transform in transforms:
+        before = frozen
+        frozen = (*frozen, transform.measured(lambda done=before: (apply(done, x) for x in batches())))  # type: ignore[misc]
+    return frozen
+
+
+def from_document(document: object) -> Transform:
+    """A transform as a recipe writes it: `float`, `{resize: 32}`, `{normalize: measured}`, ..."""
+    name, value = next(iter(document.items())) if isinstance(document, dict) and document else (document, None)
+    if name == "float":
+        return ToFloat()
+    if name == "resize" and (isinstance(value, int) or _numbers(value, 2)):
+        height, width = (value, value) if isinstance(value, int) else value  # type: ignore[misc]  # two, says _numbers
+        if min(height, width) < 1:
+            raise RecipeError(f"transforms: resize takes positive sizes, not {value}.")
+        return Resize(int(height) if isinstance(value, int) else (int(height), int(width)))
+    if name == "normalize":
+        if value == "measured":
+            return Normalize()
+        if isinstance(value, dict) and set(value) == {"mean", "std"}:
+            mean, std = ([v] if isinstance(v, (int, float)) else v for v in (value["mean"], value["std"]))
+            if _numbers(mean) and _numbers(std, len(mean)) and min(std) > 0:
+                return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
+    if name == "subtract_mean" and (value == "measured" or isinstance(value, (int, float))):
+        return SubtractMean(None if value == "measured" else float(value))
+    forms = (
+        "float, {resize: 32}, {normalize: measured}, {normalize: {mean: [0.5], std: [0.5]}}, {subtract_mean: measured}"
+    )
+    known = ["float", "resize", "normalize", "subtract_mean"]
+    raise RecipeError(f"transforms: {document!r} is not one of {forms}.{nearest(str(name), known)}")
+
+
+def _numbers(value: object, length: int | None = None) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+        and length in (None, len(value))
+    )
+
+
+def _by_channel(inputs: Tensor, numbers: Sequence[float] | Tensor, what: str) -> Tensor:
+    channels = inputs.shape[1] if inputs.dim() > 1 else 1
+    if len(numbers) not in (1, channels):
+        raise DataError(f"normalize has {len(numbers)} numbers for {what}, and the inputs {channels} channels.")
+    dtype = numbers.dtype if isinstance(numbers, Tensor) else inputs.dtype
+    values = torch.as_tensor(numbers, dtype=dtype, device=inputs.device)
+    return values.reshape(-1, *[1] * (inputs.dim() - 2)) if inputs.dim() > 1 else values
+
+
+def _mean_by_channel(batches: Iterator[Tensor]) -> Tensor:
+    total, count = torch.zeros(1, dtype=torch.float64), 0
+    for batch in batches:
+        by_channel = batch.double().movedim(1, 0).flatten(1) if batch.dim() > 1 else batch.double()[None]
+        total, count = total + by_channel.sum(1), count + by_channel.shape[1]
+    return total / count

@@ -1,0 +1,76 @@
+"""Every error that gradstep raises on purpose.
+
+    GradstepError                 exit 1
+    ├── UsageError                exit 2   something given to gradstep is wrong
+    │   ├── RecipeError                    a recipe, a command line, a keyword
+    │   ├── DataError                      samples, files, labels, shapes
+    │   ├── ModelError                     model, criterion or optimizer do not fit together
+    │   ├── OutputError                    the place for the run can't be used
+    │   └── UserCodeError                  the user's own code raised before training began
+    ├── CheckpointError           exit 4   checkpoints exist, none is valid
+    ├── DivergedError             exit 5   the loss is no longer a number
+    └── StorageError              exit 7   a checkpoint or record could not be written
+
+A message says what was wrong, where, and what to type instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GradstepError(Exception):
+    """The root of the tree above. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(GradstepError):
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    pass
+
+
+class DataError(UsageError):
+    pass
+
+
+class ModelError(UsageError):
+    pass
+
+
+class OutputError(UsageError):
+    pass
+
+
+class UserCodeError(UsageError):
+    """Wraps an exception out of the user's code, kept as `__cause__` with its own traceback."""
+
+
+class CheckpointError(GradstepError):
+    exit_code = 4
+
+
+class DivergedError(GradstepError):
+    exit_code = 5
+
+
+class StorageError(GradstepError):
+    exit_code = 7
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """` Did you mean 'epochs'?`, or nothing when no option is near. Ready to end a message with."""
+    known = list(options)
+    lowered = {option.lower(): option for option in known}
+    matches = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
+    return f" Did you mean '{lowered[matches[0]]}'?" if matches else ""
+
+
+def listed(options: Iterable[str], limit: int = 12) -> str:
+    """`a, b, c`, cut with an ellipsis after `limit` names."""
+    names = list(options)
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

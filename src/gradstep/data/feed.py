@@ -20,6 +20,8 @@ from gradstep.data.sources import Source
 from gradstep.data.transforms import apply
 from gradstep.errors import DataError
 
+Check = Callable[[Any, Tensor | None, str], None]  # (batch, numbers of its samples, which set) -> raises or not
+
 _SMALL = 2**28  # bytes; data in memory up to this size are looked through before training, larger ones as they come
 
 
@@ -60,7 +62,8 @@ class Feed:
                 "Lower batch_size or leave drop_last out."
             )
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the last epoch's, so that it is drawn once
-        self._looked_through = source.in_memory and all_finite(source, what)
+        # What each batch is held against while it is on the CPU, where looking costs no wait for a device.
+        self.checks: list[Check] = [] if source.in_memory and all_finite(source, what) else [refuse_non_finite]
 
     def indices(self, step: int) -> tuple[int, Tensor]:
         """`(epoch, numbers of the samples)` of batch number `step`; the epoch counts from 0 here."""
@@ -101,7 +104,7 @@ class Feed:
         loader = DataLoader(
             _Asked(self.source, self.seed),
             batch_size=None,
-            sampler=questions(),  # type: ignore[arg-type]  # any iterable will do for batch_size=None
+            sampler=questions(),  # any iterable will do when batch_size is None
             num_workers=self.workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # a private one, or its first draw would be from the global stream
@@ -110,8 +113,8 @@ class Feed:
             yield self._finish(batch, asked.pop(0))
 
     def _finish(self, batch: Any, indices: Tensor) -> Any:
-        if not self._looked_through:
-            _refuse_non_finite(batch, indices, self.what)
+        for check in self.checks:
+            check(batch, indices, self.what)
         batch = tree.to_device(batch, self.device) if self.device.type != "cpu" else batch
         transforms = self.source.transforms
         return (apply(transforms, batch[0]), *batch[1:]) if transforms else batch
@@ -146,7 +149,7 @@ class OwnOrder:
             for number, batch in enumerate(self.batches):
                 given += 1
                 if number >= skip:
-                    _refuse_non_finite(batch, None, self.what)
+                    refuse_non_finite(batch, None, self.what)
                     yield tree.to_device(batch, self.device)
             if given != self.steps_per_epoch:
                 raise DataError(
@@ -183,12 +186,12 @@ def all_finite(source: Source, what: str) -> bool:
         return False
     if any(t.is_floating_point() for t in content):
         for numbers in torch.arange(len(source)).split(4096):
-            _refuse_non_finite(source.batch(numbers, 0, 0), numbers, what)
+            refuse_non_finite(source.batch(numbers, 0, 0), numbers, what)
     return True
 
 
-def _refuse_non_finite(batch: Any, indices: Tensor | None, what: str) -> None:
-    # The batch is still on the CPU, so that looking costs no wait for a device.
+def refuse_non_finite(batch: Any, indices: Tensor | None, what: str) -> None:
+    """Raises DataError at the first number that is none, naming its sample."""
     for tensor in tree.tensors(batch):
         if not tensor.is_floating_point() or not tensor.dim() or bool(tensor.isfinite().all()):
             continue

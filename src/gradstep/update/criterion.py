@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def read_loss(value: Any, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
         return _scalar(value, samples, "The criterion"), {}
     if isinstance(value, Mapping) and value:
         terms = {name: _scalar(term, samples, f"The criterion's term '{name}'") for name, term in value.items()}
-        return torch.stack(tuple(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values())), terms
+        return functools.reduce(torch.add, terms.values()), terms  # in the order given, as `a + b + c` would
     raise ModelError(
         f"The criterion returned {tree.describe(value)}. It must return a scalar tensor, one loss per sample, or a "
         "dict of named terms that are either."

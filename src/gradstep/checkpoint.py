@@ -1,0 +1,180 @@
+"""Checkpoints: written whole or not at all, and believed only while their hashes hold.
+
+    checkpoints/step-00001234/   model.safetensors  optimizer.safetensors  state.json  MANIFEST.json
+
+Everything is written into a folder beside the target and forced to the disk before one rename makes it the
+checkpoint; the rename itself is forced to the disk before anything older is pruned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gradstep.errors import CheckpointError, StorageError
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_FILES = {"model.safetensors", "optimizer.safetensors", "criterion.safetensors", "state.json"}
+
+
+def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, Any]) -> Path:
+    """Writes the checkpoint of `step` under `folder` and returns its path; StorageError leaves older ones alone."""
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".tmp-{step:08d}-{os.getpid()}"
+    # Copying to the CPU waits for the device: the one place where saving does.
+    files = {
+        f"{name}.safetensors": safetensors.torch.save({key: value.cpu().contiguous() for key, value in group.items()})
+        for name, group in tensors.items()
+    }
+    files["state.json"] = to_json(numbers)
+    sums = {name: [len(content), hashlib.sha256(content).hexdigest()] for name, content in files.items()}
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, content in files.items():
+            write_durably(temporary / name, content)
+        write_durably(temporary / "MANIFEST.json", to_json({"format": FORMAT, "step": step, "files": sums}))
+        _sync_folder(temporary)
+        if target.exists():  # left by a run that was resumed from further back
+            target.rename(folder / f".replaced-{step:08d}-{os.getpid()}")
+        temporary.rename(target)
+        _sync_folder(folder)  # only now is the checkpoint there for good
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(
+            f"the checkpoint of step {step} could not be written to '{folder}' ({error.strerror or error}). "
+            "Earlier checkpoints are as they were."
+        ) from error
+    return target
+
+
+def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """`(tensors by file, numbers)` of a checkpoint. CheckpointError says which file is not what the manifest says."""
+    files = _verified(path)
+    try:
+        tensors = {
+            name.removesuffix(".safetensors"): safetensors.torch.load(content)
+            for name, content in files.items()
+            if name.endswith(".safetensors")
+        }
+        numbers = json.loads(files["state.json"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error}).") from error
+    return tensors, numbers
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, in order, whether it is valid or not."""
+    return sorted(int(found[1]) for path in folder.glob("step-*") if (found := _NAME.fullmatch(path.name)))
+
+
+def at(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def newest(folder: Path, accept: Callable[[int], bool] = lambda _: True) -> tuple[Path | None, list[str]]:
+    """`(the newest valid checkpoint at an accepted step, what was rejected and why)`; None when there are none at all.
+
+    CheckpointError when there are some and none is valid: starting again from nothing would hide the loss.
+    """
+    rejected: list[str] = []
+    candidates = [step for step in reversed(steps(folder)) if accept(step)]
+    for step in candidates:
+        try:
+            _verified(at(folder, step))
+        except CheckpointError as error:
+            rejected.append(str(error))
+        else:
+            return at(folder, step), rejected
+    if candidates:
+        raise CheckpointError("no checkpoint is valid, and none was touched:\n  " + "\n  ".join(rejected))
+    return None, rejected
+
+
+def prune(folder: Path, keep: int, protected: Iterable[int | None]) -> None:
+    """Removes all but the newest `keep` and the protected ones. Called only after a newer one is there for good."""
+    spared = {*steps(folder)[-keep:], *protected}
+    for step in steps(folder):
+        if step not in spared:
+            trash = folder / f".trash-{step:08d}-{os.getpid()}"
+            at(folder, step).rename(trash)  # first out of sight, so that a kill leaves no half checkpoint
+            shutil.rmtree(trash, ignore_errors=True)
+
+
+def set_aside(folder: Path, after: int) -> None:
+    """Takes checkpoints later than `after` out of the count, because the run goes on from there."""
+    for step in steps(folder):
+        if step > after:
+            beside = folder / f".abandoned-{step:08d}"
+            shutil.rmtree(beside, ignore_errors=True)
+            at(folder, step).rename(beside)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Writes a new file and waits until the disk has it."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """The same over a file that may be there: it is the old one or the new one at every instant."""
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    try:
+        write_durably(beside, content)
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StorageError(f"'{path}' could not be written ({error.strerror or error}).") from error
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _verified(path: Path) -> dict[str, bytes]:
+    """The files of a checkpoint, each of the size and hash that its manifest gives."""
+    try:
+        manifest = json.loads((path / "MANIFEST.json").read_bytes())
+        listed: dict[str, tuple[int, str]] = {
+            name: (size, digest) for name, (size, digest) in manifest["files"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its MANIFEST.json can't be read ({error}).") from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {manifest.get('format')}, and this gradstep reads {FORMAT}.")
+    if not {"model.safetensors", "optimizer.safetensors", "state.json"} <= set(listed) <= _FILES:
+        raise CheckpointError(f"{path}: its manifest lists {', '.join(listed)}, not the files of a checkpoint.")
+    files = {}
+    for name, (size, digest) in listed.items():
+        try:
+            if (path / name).stat().st_size != size:
+                raise CheckpointError(f"{path / name}: {(path / name).stat().st_size} bytes instead of {size}.")
+            files[name] = (path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path / name}: can't be read ({error.strerror}).") from error
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise CheckpointError(f"{path / name}: its content does not match its SHA-256.")
+    return files
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

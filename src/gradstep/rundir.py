@@ -1,0 +1,109 @@
+"""Names and places in a run's folder. Nothing that lies in one is ever written over by another run."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradstep.errors import OutputError, nearest
+
+_RUN = re.compile(r"(\d{4,})-(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's folder: `runs/0001-digits`."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def command(self) -> Path:
+        return self.path / "command.txt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        return self.path / "timing.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @classmethod
+    def create(cls, out: str | Path, name: str) -> RunDir:
+        """A new folder under `out`, numbered after the highest there; `out/latest` then points at it."""
+        out = Path(out)
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise OutputError(f"name: '{name}' is no name for a folder. Use letters, digits, and any of . _ + -")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            number = max((int(found[1]) for path in out.iterdir() if (found := _RUN.fullmatch(path.name))), default=0)
+            while True:  # two runs that start at once: the folder belongs to whoever made it
+                number += 1
+                with suppress(FileExistsError):
+                    path = out / f"{number:04d}-{name}"
+                    path.mkdir()
+                    break
+            (path / "checkpoints").mkdir()
+            _point(out / "latest", path.name)
+        except OSError as error:
+            raise OutputError(
+                f"out: the folder '{out}' can't be written ({error.strerror}). Choose another."
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def find(cls, given: str | Path | None, out: str | Path = "runs") -> RunDir:
+        """The run at a path, or of a name or number under `out`; the newest one there when nothing is given."""
+        out = Path(out)
+        runs = sorted((p for p in _entries(out) if _RUN.fullmatch(p.name)), key=lambda p: int(p.name.split("-")[0]))
+        if given is None:
+            if not runs:
+                raise OutputError(f"there is no run in '{out}' yet. Start one: gradstep train digits")
+            return cls(runs[-1])
+        if (Path(given) / "checkpoints").is_dir():
+            return cls(Path(given).resolve() if Path(given).is_symlink() else Path(given))
+        matching = [p for p in runs if str(given) in (p.name, p.name.split("-")[0], p.name.split("-", 1)[1])]
+        if matching:
+            return cls(matching[-1])
+        known = [p.name for p in runs]
+        shown = f" Runs in '{out}': {', '.join(known[-5:])}." if known else f" There are no runs in '{out}'."
+        raise OutputError(f"there is no run '{given}'.{shown}{nearest(str(given), known)}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _point(link: Path, target: str) -> None:
+    """A hint for people, replaced whole so that it never points at nothing."""
+    beside = link.with_name(f".{link.name}-{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    beside.replace(link)

@@ -1,0 +1,188 @@
+"""TrainState: all that a run is. What is not in it is not saved, and what can be derived is not in it.
+
+There is no random state among it (streams are functions of seed and step), no position in the data (a function of
+the step), and no schedule (a function of the step too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradstep.errors import CheckpointError, ModelError
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Standing:
+    """What the monitored metric has been: enough to choose the best and to stop early."""
+
+    best: float | None = None
+    best_step: int | None = None
+    previous: float | None = None  # at the last evaluation
+    falls: int = 0  # evaluations in a row that were worse than the one before
+    stopped: str | None = None  # why the run ended before its last step, if it did
+
+
+@dataclass(slots=True)
+class TrainState:
+    """The model, the optimizer, how far it is, and how it stands.
+
+    `base_rates` are the optimizer's learning rates as given, one per group: what schedules start from.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    criterion: Any
+    seed: int
+    step: int = 0
+    base_rates: list[float] = field(default_factory=list)
+    standing: Standing = field(default_factory=Standing)
+
+    def __post_init__(self) -> None:
+        if not self.base_rates:
+            self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
+
+    def tensors(self) -> dict[str, Tensors]:
+        """What is saved as tensors, by the file it goes to."""
+        files = {"model": module_tensors(self.model), "optimizer": _optimizer_state(self)[0]}
+        if isinstance(self.criterion, nn.Module) and (own := module_tensors(self.criterion)):
+            files["criterion"] = own
+        return files
+
+    def numbers(self) -> dict[str, Any]:
+        """What is saved as JSON."""
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "base_rates": self.base_rates,
+            "standing": asdict(self.standing),
+            "optimizer": _optimizer_state(self)[1],
+        }
+
+    def load(self, files: Mapping[str, Tensors], numbers: Mapping[str, Any]) -> None:
+        """Becomes what was saved, in place: the user's model and optimizer stay the objects they are."""
+        load_module(self.model, files["model"])
+        if "criterion" in files:
+            load_module(self.criterion, files["criterion"])
+        _load_optimizer(self, files["optimizer"], numbers["optimizer"])
+        self.step, self.seed, self.base_rates = numbers["step"], numbers["seed"], list(numbers["base_rates"])
+        self.standing = Standing(**numbers["standing"])
+
+
+def module_tensors(module: nn.Module) -> Tensors:
+    """Parameters and persistent buffers by name. A tensor that has several names is there under the first only."""
+    tensors: Tensors = {}
+    seen: set[tuple[Any, ...]] = set()
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"{type(module).__name__} keeps '{name}' in its state, a {type(value).__name__}. gradstep saves "
+                "tensors only, never pickles: register it as a buffer, or leave it out of get_extra_state()."
+            )
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+        if value.numel() == 0 or place not in seen:
+            tensors[name] = value.detach()
+            seen.add(place)
+    return tensors
+
+
+@torch.no_grad()
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies saved tensors into a module's own, by name. ModelError names what does not fit."""
+    own, expected = module.state_dict(), module_tensors(module)
+    for name, value in tensors.items():
+        if name not in own:
+            raise ModelError(f"the saved weights hold '{name}', which {type(module).__name__} does not have.")
+        if own[name].shape != value.shape:
+            raise ModelError(f"'{name}' is {list(own[name].shape)} in the model, {list(value.shape)} in the weights.")
+        own[name].copy_(value)  # into the tensor that is there: identity, memory format and ties stay
+    if missing := sorted(set(expected) - set(tensors)):
+        raise ModelError(f"the saved weights lack {', '.join(missing[:5])}, which {type(module).__name__} has.")
+
+
+def _named_parameters(state: TrainState) -> Iterator[tuple[str, nn.Parameter]]:
+    yield from state.model.named_parameters()
+    if isinstance(state.criterion, nn.Module):
+        yield from (("criterion." + name, parameter) for name, parameter in state.criterion.named_parameters())
+
+
+def _names(state: TrainState) -> dict[Tensor, str]:
+    """The name of each parameter the optimizer holds; one that belongs to neither model nor criterion has its place."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in reversed(list(_named_parameters(state)))}
+    for number, group in enumerate(state.optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            names.setdefault(parameter, f"group{number}.{place}")
+    return names
+
+
+def _optimizer_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
+    """`(tensors, numbers)`: what each parameter's slots hold is written in the numbers, naming the tensors."""
+    names, tensors = _names(state), Tensors()
+    groups = [
+        {
+            "params": [names[parameter] for parameter in group["params"]],
+            "options": {
+                option: value.item() if isinstance(value, Tensor) else value
+                for option, value in group.items()
+                if option != "params"
+            },
+        }
+        for group in state.optimizer.param_groups
+    ]
+    slots = {
+        names[parameter]: {slot: _put(f"{names[parameter]}/{slot}", value, tensors) for slot, value in each.items()}
+        for parameter, each in state.optimizer.state.items()
+    }
+    return tensors, {"class": type(state.optimizer).__name__, "groups": groups, "slots": slots}
+
+
+def _put(path: str, value: Any, tensors: Tensors) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach()
+        # Adam keeps its step count on the CPU beside moments on the device; a tensor goes back to where it was.
+        return {"tensor": path, "on_host": value.device.type == "cpu"}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_put(f"{path}/{place}", each, tensors) for place, each in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise ModelError(
+        f"the optimizer keeps '{path}', a {type(value).__name__}. gradstep saves tensors and numbers only."
+    )
+
+
+def _get(saved: Mapping[str, Any], tensors: Tensors, device: torch.device) -> Any:
+    if "tensor" in saved:
+        value = tensors[saved["tensor"]]
+        return value if saved["on_host"] else value.to(device)
+    if "list" in saved:
+        return [_get(each, tensors, device) for each in saved["list"]]
+    return saved["value"]
+
+
+def _load_optimizer(state: TrainState, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+    """By parameter name and in the saved dtype; `Optimizer.load_state_dict` would cast to the parameter's."""
+    names = _names(state)
+    own = [[names[parameter] for parameter in group["params"]] for group in state.optimizer.param_groups]
+    if numbers["class"] != type(state.optimizer).__name__ or own != [group["params"] for group in numbers["groups"]]:
+        raise CheckpointError(
+            f"the checkpoint is of {numbers['class']} over other parameters than this "
+            f"{type(state.optimizer).__name__}'s. Resume with the optimizer that the run was started with."
+        )
+    for group, saved in zip(state.optimizer.param_groups, numbers["groups"], strict=True):
+        for option, value in saved["options"].items():
+            if isinstance(group.get(option), Tensor):
+                group[option].fill_(value)
+            else:
+                group[option] = tuple(value) if isinstance(group.get(option), tuple) else value
+    state.optimizer.state.clear()
+    for parameter, name in names.items():
+        if name in numbers["slots"]:
+            slots = numbers["slots"][name].items()
+            state.optimizer.state[parameter] = {slot: _get(saved, tensors, parameter.device) for slot, saved in slots}

@@ -17,7 +17,9 @@ A message says what was wrong, where, and what to type instead.
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class GradstepError(Exception):
@@ -74,3 +76,21 @@ def listed(options: Iterable[str], limit: int = 12) -> str:
     """`a, b, c`, cut with an ellipsis after `limit` names."""
     names = list(options)
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of a traceback that are neither torch's nor gradstep's: the user's own code."""
+    own = Path(__file__).parent
+    return [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if own not in Path(frame.filename).parents
+        and not {"torch", "importlib", "typer", "click"} & set(Path(frame.filename).parts)
+        and not frame.filename.startswith("<frozen")
+    ]
+
+
+def raised_at(error: BaseException) -> str:
+    """` (nets.py, line 12: x = self.fc(x))` for the innermost line of the user's code, or nothing."""
+    frames = user_frames(error)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""

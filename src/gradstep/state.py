@@ -42,6 +42,7 @@ class TrainState:
     criterion: Any
     seed: int
     step: int = 0
+    samples: int = 0  # trained on so far; a source of whole batches need not have them all of one size
     base_rates: list[float] = field(default_factory=list)
     standing: Standing = field(default_factory=Standing)
 
@@ -60,6 +61,7 @@ class TrainState:
         """What is saved as JSON."""
         return {
             "step": self.step,
+            "samples": self.samples,
             "seed": self.seed,
             "base_rates": self.base_rates,
             "standing": asdict(self.standing),
@@ -72,7 +74,8 @@ class TrainState:
         if "criterion" in files:
             load_module(self.criterion, files["criterion"])
         _load_optimizer(self, files["optimizer"], numbers["optimizer"])
-        self.step, self.seed, self.base_rates = numbers["step"], numbers["seed"], list(numbers["base_rates"])
+        self.step, self.samples, self.seed = numbers["step"], numbers["samples"], numbers["seed"]
+        self.base_rates = list(numbers["base_rates"])
         self.standing = Standing(**numbers["standing"])
 
 

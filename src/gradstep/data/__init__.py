@@ -1,7 +1,7 @@
 """Data: sources, their order, the feed that makes batches of them, and transforms of whole batches."""
 
 from gradstep.data.adapt import Given, adapt, as_source
-from gradstep.data.feed import BatchFeed, Feed, OwnOrder
+from gradstep.data.feed import BatchFeed, Feed, OwnFeed, OwnOrder
 from gradstep.data.idx import idx, read_idx
 from gradstep.data.named import NAMED, data_folder, load_named
 from gradstep.data.order import permutation
@@ -16,6 +16,7 @@ __all__ = [
     "Given",
     "Items",
     "Normalize",
+    "OwnFeed",
     "OwnOrder",
     "Part",
     "Resize",

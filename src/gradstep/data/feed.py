@@ -92,6 +92,11 @@ class Feed:
         """Every sample once: one epoch."""
         return self.start(0, self.steps_per_epoch)
 
+    def sample(self) -> Any:
+        """The first two samples as a batch: what a look before training needs."""
+        indices = torch.arange(min(2, len(self.source)))
+        return self._finish(self.source.batch(indices, 0, self.seed), indices)
+
     def _by_workers(self, steps: Iterator[int]) -> Iterator[Any]:
         asked: list[Tensor] = []  # what was asked for and has not come yet: workers answer in order
 
@@ -162,6 +167,22 @@ class OwnOrder:
         """One epoch."""
         batches = self.start(0)
         return (next(batches) for _ in range(self.steps_per_epoch))
+
+
+class OwnFeed:
+    """A feed of the user's own, which has `steps_per_epoch` and `start(step)`: its batches brought to the device."""
+
+    def __init__(self, feed: BatchFeed, device: torch.device | str) -> None:
+        self.feed, self.device = feed, torch.device(device)
+        self.steps_per_epoch = feed.steps_per_epoch
+
+    @staticmethod
+    def opens(data: Any) -> bool:
+        """Whether `data` is such a feed."""
+        return hasattr(data, "start") and hasattr(data, "steps_per_epoch")
+
+    def start(self, step: int) -> Iterator[Any]:
+        return (tree.to_device(batch, self.device) for batch in self.feed.start(step))
 
 
 class _Asked(Dataset[Any]):

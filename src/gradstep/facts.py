@@ -1,0 +1,96 @@
+"""What a person should know before training: the data, the model, the plan, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradstep import tree
+from gradstep.data import Feed, Source, Transform, targets_in_memory
+from gradstep.update.criterion import describe
+
+_LAYERS = 8
+
+
+def of_data(feeds: dict[str, Any]) -> list[tuple[str, str]]:
+    """One line per part: how many samples, what a sample is, how many of each class."""
+    lines = []
+    for what, feed in feeds.items():
+        if not isinstance(feed, Feed):
+            lines.append((what, f"{feed.steps_per_epoch} batches in their own order"))
+            continue
+        batch = feed.sample()
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        one = tree.describe(tree.map_tensors(lambda tensor: tensor[0], inputs))
+        text = f"{feed.samples:,} samples of {one}, {feed.steps_per_epoch:,} batches of {feed.batch_size}"
+        lines.append((what, text + _classes(feed.source)))
+    return lines
+
+
+def _classes(source: Source) -> str:
+    targets = targets_in_memory(source)
+    if not isinstance(targets, torch.Tensor) or targets.dim() != 1 or targets.is_floating_point():
+        return ""
+    counts = Counter(targets.tolist())
+    if len(counts) > 1000:
+        return ""
+    fewest, most = min(counts.values()), max(counts.values())
+    return f", {len(counts)} classes of {fewest:,}" + (f" to {most:,}" if most != fewest else "")
+
+
+def of_model(model: nn.Module, criterion: Any, optimizer: torch.optim.Optimizer) -> list[tuple[str, str]]:
+    """The model's size and its first parts, the criterion, the optimizer with its options."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = f", {total - trained:,} of them frozen" if trained != total else ""
+    lines = [("model", f"{type(model).__name__}, {total:,} parameters{frozen}")]
+    parts = list(model.named_children())
+    for name, part in parts[:_LAYERS]:
+        size = sum(parameter.numel() for parameter in part.parameters())
+        lines.append(("", f"{name}: {type(part).__name__}, {size:,}"))
+    if len(parts) > _LAYERS:
+        lines.append(("", f"... and {len(parts) - _LAYERS} more"))
+    first = optimizer.param_groups[0]
+    options = [f"{name} {value:g}" for name, value in first.items() if _says_something(name, value)]
+    more = f", {len(optimizer.param_groups)} groups" if len(optimizer.param_groups) > 1 else ""
+    lines.append(("training", f"{describe(criterion)}, {type(optimizer).__name__} {' '.join(options)}{more}"))
+    return lines
+
+
+def _says_something(name: str, value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and (value != 0 or name == "lr")
+
+
+def about_data(source: Source | None) -> dict[str, Any]:
+    """What a checkpoint keeps of the training data: enough to use the weights and to know the data again."""
+    if source is None:
+        return {}
+    transforms: tuple[Transform, ...] = source.transforms
+    return {
+        "samples": len(source),
+        "classes": list(source.classes) if source.classes else None,
+        "transforms": [transform.document() for transform in transforms],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for environment.json."""
+    return {
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }

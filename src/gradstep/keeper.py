@@ -1,0 +1,115 @@
+"""Keeps what must outlast a step: checkpoints on disk where the run has a place, else the best weights in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from gradstep import checkpoint
+from gradstep.clock import Clock, Duration
+from gradstep.data.order import VERSION
+from gradstep.errors import CheckpointError, DivergedError, RecipeError, nearest
+from gradstep.record import Journal
+from gradstep.rundir import RunDir
+from gradstep.state import Tensors, TrainState, module_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How often a checkpoint is written, and how many of the newest are kept beside the best."""
+
+    every: Duration
+    keep: int
+
+    @classmethod
+    def parse(cls, given: Any) -> Policy:
+        """`{"every": "1 epoch", "keep": 2}`, either of which may be left out, or a duration alone."""
+        given = {"every": given} if isinstance(given, (str, Duration)) else dict(given or {})
+        for name in given:
+            if name not in ("every", "keep"):
+                raise RecipeError(
+                    f"checkpoint: there is no '{name}'; there are every, keep.{nearest(name, ['every', 'keep'])}"
+                )
+        keep = given.get("keep", 2)
+        if not isinstance(keep, int) or keep < 1:
+            raise RecipeError(f"checkpoint.keep: {keep!r} is no positive number; the newest is always kept.")
+        every = Duration.parse(given.get("every", "1 epoch"), "checkpoint.every")
+        if every.amount < 1:
+            raise RecipeError("checkpoint.every: 0 is no positive length.")
+        return cls(every, keep)
+
+
+@dataclass(slots=True)
+class Keeper:
+    """`about` is what a checkpoint says of the data: class names and transforms."""
+
+    place: RunDir | None
+    policy: Policy
+    about: Mapping[str, Any]
+    best: Tensors = field(default_factory=dict)  # in memory, only where there is no place
+
+    def save(self, state: TrainState, journal: Journal) -> Path | None:
+        """The last act of a step. Refuses parameters that are not numbers."""
+        for name, parameter in state.model.named_parameters():
+            if not bool(parameter.isfinite().all()):  # waits for the device, as saving does anyway
+                raise DivergedError(
+                    f"after step {state.step}, '{name}' is no longer all numbers: the training has diverged and this "
+                    "state was not saved. Try a smaller learning rate (optimizer.lr)."
+                )
+        if self.place is None:
+            if state.standing.best_step == state.step:
+                self.best = {name: value.clone() for name, value in module_tensors(state.model).items()}
+            return None
+        numbers = state.numbers() | {"log_offset": journal.offset(), "order": VERSION, "data": dict(self.about)}
+        path = checkpoint.write(self.place.checkpoints, state.step, state.tensors(), numbers)
+        checkpoint.prune(self.place.checkpoints, self.policy.keep, [state.standing.best_step])
+        return path
+
+    def restore(self, state: TrainState, clock: Clock) -> tuple[int, list[str]]:
+        """Puts the newest valid checkpoint at an epoch's end into `state`: `(bytes of metrics.jsonl then, notes)`.
+
+        With no checkpoint at all the run begins at step 0. CheckpointError when there are some and none is valid,
+        or when the data or the order is not what it was.
+        """
+        assert self.place is not None
+        path, rejected = checkpoint.newest(
+            self.place.checkpoints, lambda step: step % clock.steps_per_epoch == 0 or step == clock.total
+        )
+        notes = [f"passed over {reason}" for reason in rejected]
+        if path is None:
+            return 0, notes
+        tensors, numbers = checkpoint.read(path)
+        for what, then, now in (
+            ("the order's algorithm", numbers["order"], VERSION),
+            ("the number of training samples", numbers["data"].get("samples"), self.about.get("samples")),
+        ):
+            if then != now:
+                raise CheckpointError(f"{path}: {what} was {then} and is {now}: the run can't go on as it began.")
+        state.load(tensors, numbers)
+        checkpoint.set_aside(self.place.checkpoints, state.step)
+        return numbers["log_offset"], notes
+
+    def chosen(self, state: TrainState) -> Tensors:
+        """The weights to use: the best by the monitored metric; empty when those are the last, or there is no best."""
+        if state.standing.best_step in (None, state.step):
+            return {}
+        if self.place is None:
+            return self.best
+        return checkpoint.read(checkpoint.at(self.place.checkpoints, state.standing.best_step or 0))[0]["model"]
+
+    @torch.no_grad()
+    def publish(self, state: TrainState) -> None:
+        """Writes model.safetensors, the weights to use, with what a user of them must know in its header."""
+        if self.place is None:
+            return
+        tensors = self.chosen(state) or module_tensors(state.model)
+        header = {name: json.dumps(value) for name, value in self.about.items()}
+        header["step"] = str(state.step if state.standing.best_step is None else state.standing.best_step)
+        content = safetensors.torch.save({n: t.cpu().contiguous() for n, t in tensors.items()}, metadata=header)
+        checkpoint.replace_durably(self.place.weights, content)

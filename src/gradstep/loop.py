@@ -1,0 +1,208 @@
+"""The loop: `steps` for those who want it in their own hands, `fit` for the whole of a run.
+
+If you read one file of gradstep, read this one; then `step.py` for what happens to a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradstep.check import look
+from gradstep.metrics import MetricSet
+from gradstep.run import Run
+from gradstep.session import Session
+from gradstep.setup import Training, assemble
+from gradstep.update import Outcome
+
+
+def steps(
+    model: nn.Module,
+    criterion: Any,
+    train: Any,
+    *,
+    optimizer: Any,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    drop_last: bool = False,
+    schedule: Any = None,
+    seed: int = 0,
+    dropout: str = "stream",
+    device: str | torch.device = "auto",
+    workers: int = 0,
+    plan: str = "plain",
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> Iterator[Outcome]:
+    """The steps of a training, one at a time: own the loop, `break` to stop.
+
+    Each keyword means what it means in `fit`, and so the same steps come of them. What an outcome holds is on the
+    device; reading a number of it waits for the step.
+    """
+    training = assemble(
+        model,
+        criterion,
+        train,
+        optimizer=optimizer,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        schedule=schedule,
+        seed=seed,
+        dropout=dropout,
+        device=device,
+        workers=workers,
+        plan=plan,
+        unpack=unpack,
+        forward=forward,
+    )
+    look(training.update, MetricSet({}), {"train": training.feed})
+    return _owned(training)
+
+
+def _owned(training: Training) -> Iterator[Outcome]:
+    with training.training_mode():
+        yield from _steps(training)
+
+
+def _steps(training: Training) -> Iterator[Outcome]:
+    state, last = training.state, training.clock.total
+    if state.step >= last:
+        return
+    for batch in training.feed.start(state.step):
+        yield training.take_step(state, batch, training.update, training.rate, training.device)
+        if state.step >= last:
+            return
+
+
+def fit(
+    model: nn.Module,
+    criterion: Any,
+    train: Any,
+    valid: Any = None,
+    test: Any = None,
+    *,
+    optimizer: Any,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    drop_last: bool = False,
+    schedule: Any = None,
+    metrics: Any = None,
+    monitor: Any = None,
+    patience: Any = None,
+    seed: int = 0,
+    dropout: str = "stream",
+    device: str | torch.device = "auto",
+    workers: int = 0,
+    evaluate_every: str = "1 epoch",
+    evaluate_train: bool = False,
+    log_every: str = "50 steps",
+    checkpoint: Any = None,
+    hooks: Sequence[Any] = (),
+    plan: str = "plain",
+    out: str | Path | None = None,
+    name: str | None = None,
+    resume: bool | str | Path = False,
+    quiet: bool = False,
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> Run:
+    """Trains `model` and returns the run.
+
+    The result depends on model, criterion, data, optimizer, schedule, batch_size, drop_last, epochs or steps, seed
+    and dropout; on where patience or a hook stops it; and on nothing else here.
+
+    Args:
+        criterion: `(outputs, targets)` to a scalar, one loss per sample (averaged), or a dict of named terms (summed).
+        train: `(inputs, targets)` of tensors or arrays, a map-style data set, a DataLoader with a plain sampler, a
+            source of `gradstep.data`, an iterable of whole batches with a length, or a feed.
+        valid: the same; evaluated every `evaluate_every`, and after the last step.
+        test: the same; evaluated once, at the end, with the weights that validation chose.
+        optimizer: a torch optimizer, or a function of the parameters that makes one.
+        epochs, steps: how long; one of the two.
+        batch_size: the samples of one optimizer step. The last batch of an epoch is smaller unless `drop_last`.
+        schedule: a function `(step, base) -> rate`, or one of `gradstep.schedules`; nothing leaves the rate alone.
+        metrics: names, functions of `(outputs, targets)`, objects with update, compute and reset; or a dict of them.
+        monitor: the metric that chooses the best, as `"valid/loss"` or `{"name": ..., "mode": "min"}`; the first of
+            `metrics` unless given, else the loss.
+        patience: `"3 epochs"` without a new best, or `{"falls": 1}`, ends the training.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        workers: processes that load a map-style data set; every batch is the same for any number of them.
+        evaluate_train: also evaluate on the training set, for numbers not taken while training.
+        log_every: how often the running loss and the rate are recorded.
+        checkpoint: `{"every": "1 epoch", "keep": 2}`; the best is kept besides. Only with `out`.
+        hooks: objects that watch; see `gradstep.hooks`.
+        out: the folder that holds runs; this one gets a folder of its own in it, called number-`name`.
+        resume: True goes on with the newest run in `out`, or starts the first; a path goes on with that run.
+        unpack: `batch -> (inputs, targets)`, where a batch is not that pair.
+        forward: `(model, inputs) -> outputs`, where that is not `model(inputs)`.
+
+    Returns:
+        The run. Its `model` is the one given, with the weights of the last step.
+
+    Raises:
+        UsageError: something given can't work; nothing was trained or written.
+        DivergedError: the loss is no longer a number. CheckpointError, StorageError: the run's folder.
+    """
+    training = assemble(
+        model,
+        criterion,
+        train,
+        optimizer=optimizer,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        schedule=schedule,
+        seed=seed,
+        dropout=dropout,
+        device=device,
+        workers=workers,
+        plan=plan,
+        unpack=unpack,
+        forward=forward,
+    )
+    session = Session(
+        training,
+        {"valid": valid, "test": test, "train_clean": train if evaluate_train else None},
+        batch_size=batch_size,
+        workers=workers,
+        metrics=metrics,
+        monitor=monitor,
+        patience=patience,
+        evaluate_every=evaluate_every,
+        log_every=log_every,
+        checkpoint=checkpoint,
+        hooks=hooks,
+        out=out,
+        name=name,
+        resume=resume,
+        quiet=quiet,
+    )
+    with session.opened():
+        if session.finished_before:
+            session.already_finished()
+            return session.run()
+        # The order of these lines is the contract's: best and patience before hooks, saving last.
+        for outcome in _steps(training):
+            session.note(outcome)
+            ends_epoch = training.clock.ends_epoch(training.state.step)
+            if ends_epoch:
+                session.end_epoch()
+            if session.evaluation_due:
+                session.evaluate()
+            if ends_epoch:
+                session.close_epoch()
+            if session.save_due:
+                session.save()
+            if session.over:
+                break
+        session.finish()
+    return session.run()

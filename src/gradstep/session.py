@@ -1,0 +1,339 @@
+"""What surrounds the steps of `fit`: records, evaluations, hooks, checkpoints, and the run that comes of them.
+
+The order in which these happen is `fit`'s; here is only what each of them is.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradstep import checkpoint, facts
+from gradstep import metrics as metrics_room
+from gradstep.check import look
+from gradstep.clock import Duration
+from gradstep.data import Feed
+from gradstep.errors import OutputError, RecipeError
+from gradstep.evaluation import evaluation_feed, measure
+from gradstep.hooks import About, Events, Request
+from gradstep.interrupt import Interruption
+from gradstep.keeper import Keeper, Policy
+from gradstep.keys import kept_streams
+from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
+from gradstep.run import Best, Run
+from gradstep.rundir import RunDir
+from gradstep.setup import Training
+from gradstep.step import rates_at
+from gradstep.stopping import Monitor, Patience, judge
+from gradstep.update import Outcome, sharing
+
+
+class Session:
+    """One call of `fit`, between its keywords and its run. Making it checks everything and writes nothing."""
+
+    def __init__(
+        self,
+        training: Training,
+        others: dict[str, Any],
+        *,
+        batch_size: int | None,
+        workers: int,
+        metrics: Any,
+        monitor: Any,
+        patience: Any,
+        evaluate_every: str,
+        log_every: str,
+        checkpoint: Any,
+        hooks: Sequence[Any],
+        out: str | Path | None,
+        name: str | None,
+        resume: bool | str | Path,
+        quiet: bool,
+    ) -> None:
+        self.training, self.state, self.clock = training, training.state, training.clock
+        self._metrics = metrics_room.resolve(metrics)
+        self._feeds: dict[str, Any] = {
+            what: evaluation_feed(data, what, batch_size, training.device, workers, training.state.seed)
+            for what, data in others.items()
+            if data is not None
+        }
+        terms = look(training.update, self._metrics, {"train": training.feed, **self._feeds})
+        names = ["loss", *terms, *self._metrics.metrics]
+        self._monitor = (
+            Monitor.parse(monitor, names, self._metrics.higher_is_better) if "valid" in self._feeds else None
+        )
+        self._patience = Patience.parse(patience)
+        if self._monitor is None and (monitor is not None or patience is not None):
+            raise RecipeError("monitor and patience look at the validation, and there is no valid= data.")
+        self._every = _positive("evaluate_every", evaluate_every)
+        self._log_every = self.clock.steps(_positive("log_every", log_every))
+        self._policy = Policy.parse(checkpoint)
+        self._events, self._interruption = Events.of(hooks), Interruption()
+        self._console = Console(quiet)
+        self._out, self._name, self._resume = out, name or type(self.state.model).__name__.lower(), resume
+        self._over = self._improved = False
+        self._paused: str | None = None
+        self._save_asked = False
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Inside, the run has its folder, its records are open, the model trains and the signals are heard."""
+        training = self.training
+        source = training.feed.source if isinstance(training.feed, Feed) else None
+        self._place, resumed = _place(self._out, self._name, self._resume)
+        self._keeper = Keeper(self._place, self._policy, facts.about_data(source))
+        offset, notes = self._keeper.restore(self.state, self.clock) if resumed else (0, [])
+        self._facts(notes, resumed)
+        place = self._place
+        journal = Journal(place.metrics, place.timing, offset) if place else Journal()
+        watch = Stopwatch()
+        self._recorder = Recorder(
+            self.clock,
+            Ledger(sharing(self.state.criterion), self._log_every, self.clock.steps_per_epoch),
+            self._metrics.fresh(training.device) if self._metrics.metrics else None,
+            journal,
+            self._console,
+            watch,
+            evaluations_left=self._evaluations_left,
+            listeners=tuple(self._events.calls["on_row"]),
+        )
+        try:
+            with training.training_mode(), kept_streams(training.device), self._interruption:
+                self._begin(About(place.path if place else None, self.clock, watch), fresh=not self.state.step)
+                yield
+        except BaseException as error:
+            self._events.tell("on_exception", self.state, error)
+            raise
+        finally:
+            self._console.close()
+            journal.close()
+
+    @property
+    def finished_before(self) -> bool:
+        """Whether the run that was to be resumed had nothing left to do."""
+        return bool(self.state.step >= self.clock.total or self.state.standing.stopped)
+
+    def note(self, outcome: Outcome) -> None:
+        """A step was done. Waits for the device only when it is time to show something."""
+        self._recorder.step(outcome, self.state.samples, self._rates)
+        self._events.tell("on_train_batch_end", self.state, outcome)
+        self._over = self.state.step >= self.clock.total
+        self._improved = False
+        if self._interruption.heard is not None:
+            self._pause(signal.Signals(self._interruption.heard).name)
+        if self._events.requested:
+            self._heed()
+
+    def end_epoch(self) -> None:
+        """The epoch's loss and metrics, taken while training."""
+        row = self._recorder.end_epoch(self.state.step, self.state.samples, self._rates())
+        self._events.tell("on_train_epoch_end", self.state, row)
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Every so often, and after the last step."""
+        last = self._over and self._paused is None
+        return bool(self._feeds) and (last or self.clock.due(self.state.step, self._every))
+
+    def evaluate(self) -> None:
+        """Validates, and judges: the best is updated and patience counted before any hook hears of it."""
+        step = self.state.step
+        self._recorder.read(step)  # a loss that is no number ends the run here, not after the evaluation
+        for what in ("train_clean", "valid"):
+            if what not in self._feeds:
+                continue
+            with self._recorder.stopwatch.away(evaluation=True):
+                values = self._score(what)
+            if what == "valid" and self._monitor is not None:
+                value = values[self._monitor.short]
+                if not isinstance(value, (int, float)):
+                    raise RecipeError(f"monitor: {self._monitor.name} is {value}, and one number is needed to compare.")
+                self._improved = judge(
+                    self.state.standing, self._monitor, self._patience, float(value), step, self.clock
+                )
+                row = self._recorder.measured(what, step, values, best=self._improved)
+                self._events.tell("on_validation_end", self.state, row)
+            else:
+                self._recorder.measured(what, step, values)
+        self._heed()
+
+    def close_epoch(self) -> None:
+        """The epoch's line, its hooks, and the start of the next."""
+        self._recorder.show_epoch(self._improved)
+        self._events.tell("on_epoch_end", self.state)
+        self._heed()
+        if self.state.step < self.clock.total and not self.state.standing.stopped:
+            self._recorder.begin_epoch(self.state.step, rates_at(self.state, self.training.rate))
+
+    @property
+    def over(self) -> bool:
+        """Whether this was the last step of this process."""
+        return self._over or self.state.standing.stopped is not None or self._paused is not None
+
+    @property
+    def save_due(self) -> bool:
+        """Every so often, when the best is new, when somebody asked, and at the end."""
+        every = self.clock.due(self.state.step, self._policy.every)
+        return every or self._improved or self._save_asked or self.over
+
+    def save(self) -> None:
+        """The last act of a step: nothing of the state changes after it."""
+        self._recorder.read(self.state.step)
+        self._save_asked = False
+        with self._recorder.stopwatch.away():
+            path = self._keeper.save(self.state, self._recorder.journal)
+        if path is not None:
+            self._events.tell("on_save_checkpoint", self.state, path)
+
+    def finish(self) -> None:
+        """The test, with the weights that were chosen; those weights where they can be found; the last lines."""
+        state = self.state
+        self._recorder.read(state.step)
+        if not self.clock.ends_epoch(state.step) and self._paused is None:
+            self.end_epoch()
+            self._recorder.show_epoch(self._improved)
+        if "test" in self._feeds and self._paused is None:
+            with self._run().chosen():
+                values = self._score("test")
+            self._recorder.measured("test", state.step, values)
+            self._console.line("test      " + "  ".join(_shown(values)))
+        self._keeper.publish(state)
+        self._events.tell("on_train_end", state)
+        self._closing_lines()
+
+    def run(self) -> Run:
+        """What `fit` returns."""
+        return self._run()
+
+    def already_finished(self) -> None:
+        """A finished run was resumed: says so and does nothing."""
+        why = f" ({self.state.standing.stopped})" if self.state.standing.stopped else ""
+        self._console.line(f"already finished at step {self.state.step}{why}; nothing to do.")
+        if self._place is not None and not self._place.weights.exists():
+            self.finish()  # it was killed between its last checkpoint and its end
+
+    def _begin(self, about: About, fresh: bool) -> None:
+        if self._place is not None and not self._place.environment.exists():
+            checkpoint.replace_durably(self._place.environment, checkpoint.to_json(facts.environment()))
+            checkpoint.replace_durably(self._place.plan, checkpoint.to_json(self.training.plan.document()))
+        self._events.tell("on_train_start", self.state, about)
+        if fresh:
+            self._recorder.begin_epoch(0, rates_at(self.state, self.training.rate))
+            if self._place is not None:
+                self._keeper.save(self.state, self._recorder.journal)  # step 0: no run dies at its first checkpoint
+
+    def _facts(self, notes: list[str], resumed: bool) -> None:
+        state, training = self.state, self.training
+        lines = facts.of_data({"train": training.feed, **self._feeds})
+        lines += facts.of_model(state.model, state.criterion, state.optimizer)
+        lines += [("plan", str(training.plan))]
+        lines += [("note", note) for note in (*training.notes, *notes)]
+        if self._place is not None:
+            lines += [("run", str(self._place.path))]
+        if resumed and state.step:
+            done = self.clock.epoch(state.step - 1)
+            lines += [("resumed", f"after step {state.step}, epoch {done}")]
+        self._console.facts(lines)
+        self._console.line()
+
+    def _closing_lines(self) -> None:
+        state, best = self.state, self._run().best
+        if self._paused is not None:
+            self._console.line(f"paused    {self._paused} after step {state.step} of {self.clock.total}")
+        if state.standing.stopped:
+            self._console.line(f"stopped   early after step {state.step}: {state.standing.stopped}")
+        if best is not None:
+            where = f"epoch {self.clock.epoch(best.step - 1)}, step {best.step}"
+            self._console.line(f"best      {best.metric} {best.value:.4f} at {where}")
+        if self._place is not None:
+            self._console.line(f"saved     {self._place.weights}  (the {'best' if best else 'last'} weights)")
+            self._console.line(f"          {self._place.checkpoints}  {self._place.metrics.name}")
+
+    def _pause(self, why: str) -> None:
+        self._paused = self._paused or why
+
+    def _heed(self) -> None:
+        """Takes up what hooks asked for. A pause leaves no row, or a run that is resumed would have another record."""
+        requested, self._events.requested = self._events.requested, []
+        for wish, who in requested:
+            if Request.PAUSE in wish:
+                self._pause(who)
+            if Request.SAVE in wish:
+                self._save_asked = True
+                self._recorder.request(self.state.step, "save", who)
+            if Request.STOP in wish:
+                self._recorder.read(self.state.step)
+                self._recorder.request(self.state.step, "stop", who)
+                self.state.standing.stopped = f"{who} asked to stop"
+
+    def _score(self, what: str) -> dict[str, Any]:
+        update = self.training.update
+        return measure(
+            self.state.model,
+            self.state.criterion,
+            self._feeds[what],
+            self._metrics,
+            seed=self.state.seed,
+            unpack=update.unpack,
+            forward=update.forward,
+        )
+
+    def _rates(self) -> list[float]:
+        return rates_at(self.state, None)  # those the optimizer holds: of the step just done
+
+    def _evaluations_left(self, step: int) -> int:
+        if "valid" not in self._feeds:
+            return 0
+        every = self.clock.steps(self._every)
+        return -(-self.clock.total // every) - step // every
+
+    def _run(self) -> Run:
+        state, training = self.state, self.training
+        standing, source = state.standing, getattr(training.feed, "source", None)
+        best = None
+        if self._monitor is not None and standing.best is not None and standing.best_step is not None:
+            best = Best(self._monitor.name, standing.best, standing.best_step)
+        return Run(
+            model=state.model,
+            history=self._recorder.journal.rows,
+            best=best,
+            state=state,
+            path=self._place.path if self._place else None,
+            stopped=standing.stopped,
+            paused=self._paused,
+            classes=source.classes if source is not None else None,
+            transforms=source.transforms if source is not None else (),
+            unpack=training.update.unpack,
+            forward=training.update.forward,
+            chosen_weights=self._keeper.chosen(state),
+        )
+
+
+def _place(out: str | Path | None, name: str, resume: bool | str | Path) -> tuple[RunDir | None, bool]:
+    """`(the run's folder, whether it is an earlier run's)`."""
+    if isinstance(resume, (str, Path)):
+        return RunDir.find(resume, out or "runs"), True
+    if out is None:
+        if resume:
+            raise RecipeError("resume: there is nothing to go on with unless out= says where runs are.")
+        return None, False
+    if resume:
+        try:
+            return RunDir.find(None, out), True
+        except OutputError:
+            pass  # none yet: the first begins
+    return RunDir.create(out, name), False
+
+
+def _positive(name: str, given: Any) -> Duration:
+    duration = Duration.parse(given, name)
+    if duration.amount < 1:
+        raise RecipeError(f"{name}: {given!r} is no positive length.")
+    return duration
+
+
+def _shown(values: dict[str, Any]) -> list[str]:
+    return [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]

@@ -1,0 +1,184 @@
+"""From `fit`'s keywords to the parts of a training: everything chosen and checked, nothing run yet."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from gradstep import schedules
+from gradstep.clock import Clock
+from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt
+from gradstep.errors import ModelError, RecipeError, UserCodeError, raised_at
+from gradstep.evaluation import choose_device
+from gradstep.plan import Plan
+from gradstep.schedules import Rate
+from gradstep.state import TrainState
+from gradstep.step import closure_step, step
+from gradstep.update import Update
+
+
+@dataclass(slots=True)
+class Training:
+    """The parts that a loop needs, each in its final form."""
+
+    state: TrainState
+    feed: BatchFeed
+    update: Update
+    rate: Rate | None
+    clock: Clock
+    device: torch.device
+    plan: Plan
+    take_step: Callable[..., Any]
+    notes: list[str]  # what the user should know, said once
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Inside, the model trains; modules that the user froze in evaluation mode stay so. Then all is as it was.
+
+        A model that is as a whole in evaluation mode was left there by an evaluation: all of it trains.
+        """
+        modules = [
+            m
+            for each in (self.state.model, self.state.criterion)
+            if isinstance(each, nn.Module)
+            for m in each.modules()
+        ]
+        modes = [(module, module.training) for module in modules]
+        for root in (self.state.model, self.state.criterion):
+            if isinstance(root, nn.Module) and not root.training:
+                root.train()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def assemble(
+    model: nn.Module,
+    criterion: Any,
+    train: Any,
+    *,
+    optimizer: Any,
+    epochs: int | None,
+    steps: int | None,
+    batch_size: int | None,
+    drop_last: bool,
+    schedule: Any,
+    seed: int,
+    dropout: str,
+    device: str | torch.device,
+    workers: int,
+    plan: str,
+    unpack: Callable[[Any], tuple[Any, Any]] | None,
+    forward: Callable[[nn.Module, Any], Any] | None,
+) -> Training:
+    """Every keyword means what it means in `fit`. Raises UsageError for what can't be trained."""
+    for name, value, least in (("batch_size", batch_size, 1), ("epochs", epochs, 1), ("steps", steps, 1)):
+        _whole(name, value, least)
+    _whole("workers", workers, 0)
+    _whole("seed", seed, 0)
+    if (epochs is None) == (steps is None):
+        raise RecipeError("say how long to train: either epochs or steps" + (", not both." if epochs else "."))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("the model has no parameter that requires a gradient: there is nothing to train.")
+    place = choose_device(device, model)
+    model.to(place)
+    if isinstance(criterion, nn.Module):
+        criterion.to(place)
+    feed, notes = _feed(train, batch_size, drop_last, seed, workers, place)
+    clock = Clock(feed.steps_per_epoch, steps or (epochs or 0) * feed.steps_per_epoch)
+    made = _optimizer(optimizer, model, criterion, notes)
+    state = TrainState(model, made, criterion, seed)
+    asks_for_closure = inspect.signature(made.step).parameters["closure"].default is inspect.Parameter.empty
+    return Training(
+        state=state,
+        feed=feed,
+        update=Update(model, criterion, unpack=unpack, forward=forward),
+        rate=None if schedule is None else schedules.resolve(schedule, clock),
+        clock=clock,
+        device=place,
+        plan=Plan.decide(plan, dropout, place),
+        take_step=closure_step if asks_for_closure else step,
+        notes=notes,
+    )
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise RecipeError(f"{name}: {value!r} is not a whole number of at least {least}.")
+
+
+def _feed(
+    train: Any, batch_size: int | None, drop_last: bool, seed: int, workers: int, device: torch.device
+) -> tuple[BatchFeed, list[str]]:
+    if OwnFeed.opens(train):
+        return OwnFeed(train, device), []
+    if OwnOrder.opens(train):
+        note = "train: whole batches come in their own order; gradstep vouches for its own only."
+        return OwnOrder(train, device), [note]
+    given = adapt(train, "train")
+    if batch_size and given.batch_size and batch_size != given.batch_size:
+        raise RecipeError(
+            f"batch_size: {batch_size} is asked for, and the DataLoader has {given.batch_size}. Leave one of them out."
+        )
+    size = batch_size or given.batch_size
+    if size is None:
+        raise RecipeError("batch_size: say how many samples form one optimizer step, for instance batch_size=64.")
+    notes = [given.note] if given.note else []
+    processes = workers or given.workers or 0
+    if processes and given.source.in_memory:
+        notes.append("workers: not used, because the data lies in memory and a batch is one gather.")
+    shuffle = True if given.shuffle is None else given.shuffle
+    feed = Feed(
+        given.source,
+        size,
+        shuffle=shuffle,
+        drop_last=drop_last or bool(given.drop_last),
+        seed=seed,
+        workers=processes,
+        device=device,
+    )
+    return feed, notes
+
+
+def _optimizer(given: Any, model: nn.Module, criterion: Any, notes: list[str]) -> Optimizer:
+    """The instance, or what the callable makes of the parameters: the model's, and the criterion's if it has any."""
+    own: dict[int, nn.Parameter] = {id(p): p for p in _parameters(model, criterion)}
+    if isinstance(given, Optimizer):
+        made = given
+    elif callable(given):
+        try:
+            made = given(list(own.values()))
+        except Exception as error:
+            raise UserCodeError(
+                f"optimizer: making it raised {type(error).__name__}: {error}{raised_at(error)}."
+            ) from error
+    else:
+        made = None
+    if not isinstance(made, Optimizer):
+        raise RecipeError(
+            f"optimizer: {type(given).__name__} is neither a torch optimizer nor a function of the parameters that "
+            "makes one, such as lambda parameters: torch.optim.SGD(parameters, lr=0.1)."
+        )
+    held = {id(p) for group in made.param_groups for p in group["params"]}
+    if not held & set(own):
+        raise ModelError("optimizer: it holds no parameter of this model. Was it made for another one, or a copy?")
+    left_out = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if left_out:
+        notes.append(
+            f"optimizer: {len(left_out)} parameters are not in it and stay as they are: {', '.join(left_out[:4])}."
+        )
+    return made
+
+
+def _parameters(model: nn.Module, criterion: Any) -> Iterable[nn.Parameter]:
+    return chain(model.parameters(), criterion.parameters() if isinstance(criterion, nn.Module) else ())

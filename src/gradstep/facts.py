@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from gradstep import tree
 from gradstep.data import Feed, Source, Transform, targets_in_memory
+from gradstep.state import TrainState
 from gradstep.update.criterion import describe
 
 _LAYERS = 8
@@ -45,8 +45,9 @@ def _classes(source: Source) -> str:
     return f", {len(counts)} classes of {fewest:,}" + (f" to {most:,}" if most != fewest else "")
 
 
-def of_model(model: nn.Module, criterion: Any, optimizer: torch.optim.Optimizer) -> list[tuple[str, str]]:
+def of_model(state: TrainState) -> list[tuple[str, str]]:
     """The model's size and its first parts, the criterion, the optimizer with its options."""
+    model, optimizer = state.model, state.optimizer
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = f", {total - trained:,} of them frozen" if trained != total else ""
@@ -57,10 +58,12 @@ def of_model(model: nn.Module, criterion: Any, optimizer: torch.optim.Optimizer)
         lines.append(("", f"{name}: {type(part).__name__}, {size:,}"))
     if len(parts) > _LAYERS:
         lines.append(("", f"... and {len(parts) - _LAYERS} more"))
-    first = optimizer.param_groups[0]
+    first = dict(optimizer.param_groups[0])
+    if state.base_rates:
+        first["lr"] = state.base_rates[0]  # a resumed run's group holds the rate of its last step
     options = [f"{name} {value:g}" for name, value in first.items() if _says_something(name, value)]
     more = f", {len(optimizer.param_groups)} groups" if len(optimizer.param_groups) > 1 else ""
-    lines.append(("training", f"{describe(criterion)}, {type(optimizer).__name__} {' '.join(options)}{more}"))
+    lines.append(("training", f"{describe(state.criterion)}, {type(optimizer).__name__} {' '.join(options)}{more}"))
     return lines
 
 

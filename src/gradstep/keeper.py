@@ -109,7 +109,8 @@ class Keeper:
         if self.place is None:
             return
         tensors = self.chosen(state) or module_tensors(state.model)
-        header = {name: json.dumps(value) for name, value in self.about.items()}
-        header["step"] = str(state.step if state.standing.best_step is None else state.standing.best_step)
+        step = state.step if state.standing.best_step is None else state.standing.best_step
+        # One entry: safetensors writes several in any order, and equal runs are to leave equal files.
+        header = {"gradstep": json.dumps({**self.about, "step": step})}
         content = safetensors.torch.save({n: t.cpu().contiguous() for n, t in tensors.items()}, metadata=header)
         checkpoint.replace_durably(self.place.weights, content)

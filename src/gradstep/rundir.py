@@ -89,7 +89,8 @@ class RunDir:
             return cls(runs[-1])
         if (Path(given) / "checkpoints").is_dir():
             return cls(Path(given).resolve() if Path(given).is_symlink() else Path(given))
-        matching = [p for p in runs if str(given) in (p.name, p.name.split("-")[0], p.name.split("-", 1)[1])]
+        word = str(given).zfill(4) if str(given).isdigit() else str(given)
+        matching = [p for p in runs if word in (p.name, *p.name.split("-", 1))]
         if matching:
             return cls(matching[-1])
         known = [p.name for p in runs]

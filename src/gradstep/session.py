@@ -228,7 +228,7 @@ class Session:
     def _facts(self, notes: list[str], resumed: bool) -> None:
         state, training = self.state, self.training
         lines = facts.of_data({"train": training.feed, **self._feeds})
-        lines += facts.of_model(state.model, state.criterion, state.optimizer)
+        lines += facts.of_model(state)
         lines += [("plan", str(training.plan))]
         lines += [("note", note) for note in (*training.notes, *notes)]
         if self._place is not None:
@@ -242,7 +242,7 @@ class Session:
     def _closing_lines(self) -> None:
         state, best = self.state, self._run().best
         if self._paused is not None:
-            self._console.line(f"paused    {self._paused} after step {state.step} of {self.clock.total}")
+            self._console.line(f"paused    after step {state.step} of {self.clock.total}: {self._paused}")
         if state.standing.stopped:
             self._console.line(f"stopped   early after step {state.step}: {state.standing.stopped}")
         if best is not None:
@@ -250,7 +250,7 @@ class Session:
             self._console.line(f"best      {best.metric} {best.value:.4f} at {where}")
         if self._place is not None:
             self._console.line(f"saved     {self._place.weights}  (the {'best' if best else 'last'} weights)")
-            self._console.line(f"          {self._place.checkpoints}  {self._place.metrics.name}")
+            self._console.line(f"          {self._place.checkpoints}/  {self._place.metrics}")
 
     def _pause(self, why: str) -> None:
         self._paused = self._paused or why

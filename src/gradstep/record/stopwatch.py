@@ -67,7 +67,9 @@ class Stopwatch:
 
 
 def duration(seconds: float) -> str:
-    """`0.4s`, `42s`, `3:07`, `2:03:07`."""
+    """`40ms`, `4.2s`, `42s`, `3:07`, `2:03:07`."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f}ms"
     if seconds < 10:
         return f"{seconds:.1f}s"
     if seconds < 60:

@@ -1,0 +1,335 @@
+"""From a recipe to objects: the only place that does it. And from a run's folder back to a run."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from gradstep import checkpoint, data, metrics, schedules
+from gradstep.data import Part, Source, Splits
+from gradstep.errors import (
+    CheckpointError,
+    GradstepError,
+    RecipeError,
+    UserCodeError,
+    listed,
+    nearest,
+    raised_at,
+)
+from gradstep.keys import kept_streams, key, seed_sample
+from gradstep.recipe import Recipe
+from gradstep.record import TensorBoard
+from gradstep.run import Run
+from gradstep.rundir import RunDir
+from gradstep.state import load_module
+from gradstep.update import Terms
+from gradstep.update.criterion import named_loss
+from gradstep.yaml12 import read_yaml
+
+_SCHEDULES: dict[str, Callable[..., Any]] = {"constant": schedules.constant, "cosine": schedules.cosine}
+_HOOKS: dict[str, Callable[..., Any]] = {"TensorBoard": TensorBoard}
+
+
+@dataclass(slots=True)
+class Built:
+    """The objects of a recipe. `arguments` are `fit`'s; `recipe` has what was measured on the data written in."""
+
+    recipe: Recipe
+    arguments: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A hook that leaves the recipe, and the command it was started by, in the run's folder."""
+
+    recipe: Recipe
+    command: str
+
+    def on_train_start(self, state: Any, about: Any) -> None:  # noqa: ARG002
+        if about.path is not None and not RunDir(about.path).recipe.exists():
+            checkpoint.replace_durably(RunDir(about.path).recipe, self.recipe.to_yaml().encode())
+            checkpoint.replace_durably(RunDir(about.path).command, (self.command + "\n").encode())
+
+
+def build(recipe: Recipe) -> Built:
+    """The objects that a recipe names, ready for `fit(**built.arguments)`.
+
+    RecipeError, DataError: what is named is not there, or does not take what it is given. UserCodeError: the user's
+    own code raised, with its traceback as the cause.
+    """
+    splits = _splits(recipe)
+    frozen = recipe.data.model_copy(update={"transforms": [t.document() for t in splits.train.transforms]})
+    arguments = {
+        name: getattr(recipe, name)
+        for name in ("batch_size", "drop_last", "epochs", "steps", "monitor", "patience", "evaluate_every",
+                     "evaluate_train", "log_every", "seed", "dropout", "device", "workers", "plan", "quiet")
+    }  # fmt: skip
+    arguments |= {
+        "model": build_model(recipe),
+        "criterion": build_criterion(recipe.criterion),
+        "train": splits.train,
+        "valid": splits.valid,
+        "test": splits.test,
+        "optimizer": _optimizer(recipe.optimizer),
+        "schedule": _schedule(recipe.schedule),
+        "metrics": build_metrics(recipe),
+        "checkpoint": recipe.checkpoint.model_dump(),
+        "hooks": [_hook(each) for each in recipe.hooks],
+        "unpack": _optional(recipe.unpack, "unpack"),
+        "forward": _optional(recipe.forward, "forward"),
+    }
+    return Built(recipe.model_copy(update={"data": frozen}), arguments)
+
+
+def build_model(recipe: Recipe) -> nn.Module:
+    """The model, initialised from the recipe's seed alone, or from its weights file."""
+    options = dict(recipe.model)
+    what = options.pop("class", None)
+    weights = options.pop("weights", None)
+    if not isinstance(what, str):
+        raise RecipeError("model: say which, as in model: {class: module:Class}.")
+    make = find_object(what, "model.class")
+    with kept_streams():
+        seed_sample(key(recipe.seed, "initialize"))
+        model = _call(make, options, "model", what)
+    if not isinstance(model, nn.Module):
+        raise RecipeError(f"model.class: '{what}' gives a {type(model).__name__}, not a torch.nn.Module.")
+    if weights is not None:
+        load_module(model, read_weights(Path(weights))[0])
+    return model
+
+
+def load(path: str | Path, *, model: nn.Module | None = None) -> Run:
+    """A run from its folder, with the weights to use in its model.
+
+    The model is built by the run's recipe; a run that was started from Python has none, so give `model`.
+    """
+    place = RunDir.find(path)
+    if model is None:
+        if not place.recipe.exists():
+            raise RecipeError(f"{place.path} was started from Python and has no recipe: give load(..., model=...).")
+        document = read_yaml(place.recipe.read_text(), str(place.recipe))
+        recipe = Recipe.parse(document, str(place.recipe))
+        without = {name: value for name, value in recipe.model.items() if name != "weights"}
+        model = build_model(recipe.model_copy(update={"model": without}))
+        unpack, forward = _optional(recipe.unpack, "unpack"), _optional(recipe.forward, "forward")
+    else:
+        unpack = forward = None
+    if not place.weights.exists():
+        raise CheckpointError(f"{place.path} has no weights yet: its run has not come to an end. Type: gradstep resume")
+    tensors, header = read_weights(place.weights)
+    load_module(model, tensors)
+    rows = [json.loads(line) for line in place.metrics.read_text().splitlines()]
+    return Run(
+        model=model,
+        history=rows,
+        best=None,
+        state=None,
+        path=place.path,
+        classes=tuple(header["classes"]) if header.get("classes") else None,
+        transforms=tuple(data.from_document(each) for each in header.get("transforms", [])),
+        unpack=unpack,
+        forward=forward,
+    )
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`(tensors, what gradstep wrote of them into the header)` of a safetensors file, whoever wrote it."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("gradstep", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except FileNotFoundError:
+        raise RecipeError(f"weights: there is no file '{path}'.") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RecipeError(f"weights: '{path}' is no safetensors file ({error}).") from None
+
+
+def find_object(name: str, where: str) -> Any:
+    """What `module:object` names, looked for where Python looks; commands put the current folder first."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise RecipeError(f"{where}: '{name}' is not module:object, as in mypackage.nets:Net.")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise RecipeError(f"{where}: there is no module '{error.name}' here ({Path.cwd()}).") from None
+        raise UserCodeError(f"{where}: importing '{module_name}' raised {error}{raised_at(error)}.") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}{raised_at(error)}"
+        raise UserCodeError(f"{where}: importing '{module_name}' raised {what}.") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [each for each in dir(found) if not each.startswith("_")]
+            hint = nearest(part, known) or f" It has {listed(known)}."
+            raise RecipeError(f"{where}: there is no '{part}' in '{module_name}'.{hint}")
+        found = getattr(found, part)
+    return found
+
+
+def _optional(name: str | None, where: str) -> Any:
+    return None if name is None else find_object(name, where)
+
+
+def part_of(recipe: Recipe, what: str) -> Source:
+    """The samples a word names: `train`, `valid`, `test` of the recipe, else a named data set or module:object."""
+    if what in ("train", "valid", "test"):
+        source: Source | None = getattr(_splits(recipe), what)
+        if source is None:
+            raise RecipeError(f"the recipe's data has no '{what}' part.")
+        return source
+    splits = _raw(what, "DATA")
+    source = splits.test or splits.train
+    return source.transformed(tuple(data.from_document(t) for t in recipe.data.transforms))
+
+
+def _splits(recipe: Recipe) -> Splits:
+    spec = recipe.data
+    whole = _raw(spec.train, "data.train")
+    parts: dict[str, Source | None] = {"valid": None, "test": None}
+    train = whole.train
+    for name in parts:
+        given = getattr(spec, name)
+        if isinstance(given, (int, float)):
+            train, parts[name] = data.split(train, float(given) * len(whole.train) / len(train), name, spec.split_seed)
+        elif given is not None:
+            other = _raw(given, f"data.{name}")
+            parts[name] = getattr(other, name) or (None if given == spec.train else other.train)
+            if parts[name] is None:
+                raise RecipeError(
+                    f"data.{name}: '{given}' has no part of that name. A fraction sets some samples aside."
+                )
+    splits = data.prepare(
+        Splits(train, parts["valid"], parts["test"]), [data.from_document(t) for t in spec.transforms]
+    )
+    if spec.limit is None:
+        return splits
+    first = {name: Part(s, torch.arange(min(spec.limit, len(s)))) for name, s in splits.items()}
+    return Splits(**first)
+
+
+def _raw(given: str | Mapping[str, str], where: str) -> Splits:
+    if isinstance(given, Mapping):
+        if set(given) != {"images", "labels"}:
+            raise RecipeError(f"{where}: files are given as {{images: FILE, labels: FILE}}, not {sorted(given)}.")
+        return Splits(data.idx(given["images"], given["labels"]))
+    if ":" not in given:
+        return data.load_named(given)
+    found = find_object(given, where)
+    if callable(found) and not hasattr(found, "__getitem__"):
+        found = _call(found, {}, where, given)
+    return found if isinstance(found, Splits) else Splits(data.as_source(found, where))
+
+
+def _optimizer(spec: Mapping[str, Any]) -> Callable[[Any], torch.optim.Optimizer]:
+    options = dict(spec)
+    name = _name(options, "optimizer", "SGD")
+    if ":" in name:
+        make = find_object(name, "optimizer.name")
+    else:
+        known = [n for n in dir(torch.optim) if inspect.isclass(getattr(torch.optim, n)) and n != "Optimizer"]
+        if name not in known:
+            raise RecipeError(
+                f"optimizer: torch.optim has no '{name}'. It has {listed(known, 20)}.{nearest(name, known)}"
+            )
+        make = getattr(torch.optim, name)
+    # Made once for a parameter of its own, so that a wrong option is found before anything else is built.
+    _call(make, options, "optimizer", name, [nn.Parameter(torch.zeros(1, 1))])
+    return lambda parameters: make(parameters, **options)
+
+
+def build_criterion(spec: Mapping[str, Any], where: str = "criterion") -> Any:
+    """A loss of torch.nn, an object of the user's, or named terms of either."""
+    if "terms" in spec:
+        terms = {
+            name: build_criterion({"name": each} if isinstance(each, str) else each, f"{where}.terms.{name}")
+            for name, each in spec["terms"].items()
+        }
+        return Terms(terms, spec.get("weights"))
+    options = dict(spec)
+    name = _name(options, where, "CrossEntropyLoss")
+    if ":" not in name:
+        loss = getattr(nn, name, None)
+        tensors = {n: torch.tensor(v) if isinstance(v, list) else v for n, v in options.items()}  # class weights
+        return _call(loss, tensors, where, name) if inspect.isclass(loss) else named_loss(name)
+    found = find_object(name, where)
+    return _call(found, options, where, name) if options or inspect.isclass(found) else found
+
+
+def _schedule(spec: Mapping[str, Any] | None) -> Any:
+    if spec is None:
+        return None
+    options = dict(spec)
+    name = _name(options, "schedule", "cosine")
+    if ":" in name:
+        found = find_object(name, "schedule.name")
+        return _call(found, options, "schedule", name) if options or inspect.isclass(found) else found
+    if name not in _SCHEDULES:
+        known = ", ".join(_SCHEDULES)
+        raise RecipeError(f"schedule: there is no '{name}'. There are {known}.{nearest(name, _SCHEDULES)}")
+    return _call(_SCHEDULES[name], options, "schedule", name)
+
+
+def build_metrics(recipe: Recipe) -> list[Any]:
+    return [_metric(each) for each in recipe.metrics]
+
+
+def _metric(spec: str | Mapping[str, Any]) -> Any:
+    if isinstance(spec, str) and ":" in spec:
+        return find_object(spec, "metrics")
+    metrics.resolve(spec)  # raises for a name that is none
+    return spec
+
+
+def _hook(spec: str | Mapping[str, Any]) -> Any:
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = _name(options, "hooks", "TensorBoard")
+    if ":" not in name and name not in _HOOKS:
+        raise RecipeError(
+            f"hooks: there is no '{name}'. There are {', '.join(_HOOKS)}, or module:Class.{nearest(name, _HOOKS)}"
+        )
+    found = _HOOKS[name] if name in _HOOKS else find_object(name, "hooks")
+    return _call(found, options, "hooks", name) if inspect.isclass(found) else found
+
+
+def _name(options: dict[str, Any], where: str, example: str) -> str:
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}: say which by name, as in {where}: {{name: {example}}}.")
+    return name
+
+
+def _call(make: Callable[..., Any], options: Mapping[str, Any], where: str, name: str, *first: Any) -> Any:
+    """`make(*first, **options)`; an option that it does not take is an error that names the nearest it does."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]  # a builtin without a signature: let it speak for itself
+    taken = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][len(first) :]
+    anything = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for option in options:
+        if option not in taken and not anything:
+            hint = nearest(option, taken) or (f" It takes {listed(taken, 20)}." if taken else " It takes none.")
+            raise RecipeError(f"{where}: '{name}' takes no '{option}'.{hint}")
+    try:
+        return make(*first, **options)
+    except GradstepError:
+        raise
+    except Exception as error:
+        shown = ", ".join(f"{n}={v!r}" for n, v in options.items())
+        what = f"{where}: {name}({shown}) raised {type(error).__name__}: {error}{raised_at(error)}"
+        # torch speaks about the user's values; anybody else's code is the user's own, and its traceback tells more.
+        own = getattr(make, "__module__", "").startswith(("torch.", "gradstep."))
+        raise (RecipeError if own else UserCodeError)(what) from error

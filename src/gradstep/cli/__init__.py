@@ -1,0 +1,62 @@
+"""The command line. One file per command; none imports torch before it must, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from gradstep.cli import evaluate, predict, recipes, resume, train
+from gradstep.errors import GradstepError, UserCodeError, user_frames
+
+app = typer.Typer(
+    name="gradstep",
+    help="Runs the training process of a PyTorch model. Start with: gradstep train digits",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("train")(train.train)
+app.command("resume")(resume.resume)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("recipes")(recipes.recipes)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    if version:
+        from gradstep import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script: what went wrong goes to standard error, and its kind into the exit code."""
+    sys.path.insert(0, os.getcwd())  # module:object is looked for where the user stands first
+    try:
+        app()
+    except GradstepError as error:
+        if isinstance(error, UserCodeError) and error.__cause__ is not None:
+            _print_user_traceback(error.__cause__)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if not user_frames(error)[1:]:  # the first frame is the console script's own
+            raise
+        _print_user_traceback(error)
+        sys.exit(1)
+
+
+def _print_user_traceback(error: BaseException) -> None:
+    """The traceback through the user's code, without torch's frames and ours."""
+    script = os.path.basename(sys.argv[0])
+    frames = [frame for frame in user_frames(error) if os.path.basename(frame.filename) != script]
+    if frames:
+        print("Traceback (most recent call last):", file=sys.stderr)
+        print("".join(traceback.format_list(frames)), end="", file=sys.stderr)
+    print("".join(traceback.format_exception_only(error)), end="", file=sys.stderr)

@@ -1,0 +1,25 @@
+"""`gradstep resume [RUN]`."""
+
+from __future__ import annotations
+
+import typer
+
+
+def resume(
+    run: str = typer.Argument(None, help="A run's folder, name or number; the newest unless given."),
+    out: str = typer.Option("runs", "--out", help="The folder that holds runs."),
+) -> None:
+    """Go on with a run from its last finished epoch."""
+    from gradstep.building import build
+    from gradstep.cli.train import run_recipe
+    from gradstep.errors import RecipeError
+    from gradstep.recipe import Recipe, find
+    from gradstep.rundir import RunDir
+
+    place = RunDir.find(run, out)
+    if not place.recipe.exists():
+        raise RecipeError(
+            f"{place.path} was started from Python and has no recipe. Resume it there: fit(..., resume='{place.path}')."
+        )
+    recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
+    run_recipe(recipe, build(recipe).arguments, [], out=out, resume=place.path)

@@ -1,0 +1,86 @@
+"""`gradstep train WHAT [key=value ...]`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gradstep.recipe import Recipe
+    from gradstep.run import Run
+
+_EXIT_CODES = {"InterruptAt": 3, "SIGINT": 130, "SIGTERM": 143}
+
+
+def train(
+    what: str = typer.Argument(..., help="A built-in recipe (see: gradstep recipes) or a recipe file."),
+    settings: list[str] = typer.Argument(
+        None, metavar="[KEY=VALUE]...", help="Changes to the recipe, such as optimizer.lr=0.1 epochs=3."
+    ),
+    out: str = typer.Option("runs", "--out", help="The folder that holds runs."),
+    name: str = typer.Option(None, "--name", help="The run's name; the recipe's unless given."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Everything but training, in a temporary folder."),
+    test_run: bool = typer.Option(False, "--test-run", help="One batch per epoch through everything."),
+    interrupt_at: int = typer.Option(None, "--interrupt-at", help="Save and leave (exit 3) after so many epochs."),
+) -> None:
+    """Train from a recipe."""
+    from gradstep.recipe import Recipe, find, override
+
+    found, document = find(what)
+    recipe = Recipe.parse(override(document, settings or []), what)
+    if test_run:
+        limited = override(recipe.document(), [f"data.limit={recipe.batch_size}"])
+        recipe = Recipe.parse(limited, what)
+    if dry_run:
+        _rehearse(recipe)
+        return
+    from gradstep.building import Documents, build
+    from gradstep.hooks import InterruptAt
+
+    built = build(recipe)
+    if not recipe.quiet:
+        print("\n".join(f"{'recipe' if not n else '':<10}{line}" for n, line in enumerate(_lines(built.recipe))))
+    hooks: list[Any] = [Documents(built.recipe, shlex.join(["gradstep", *sys.argv[1:]]))]
+    hooks += [InterruptAt(interrupt_at)] if interrupt_at is not None else []
+    run_recipe(built.recipe, built.arguments, hooks, out=out, name=name or found)
+
+
+def run_recipe(recipe: Recipe, arguments: dict[str, Any], hooks: list[Any], **where: Any) -> None:
+    """Trains, says what to do next, and leaves with the code that belongs to how it ended."""
+    from gradstep.loop import fit
+
+    run = fit(**{**arguments, "hooks": [*hooks, *arguments["hooks"]]}, **where)
+    if not recipe.quiet:
+        _say_next(run)
+    if run.paused is not None:
+        raise typer.Exit(_EXIT_CODES[run.paused])
+
+
+def _say_next(run: Run) -> None:
+    if run.paused is not None:
+        print(f"next      gradstep resume {run.path}")
+        return
+    print(f"next      gradstep evaluate {run.path}")
+    print(f"          gradstep predict {run.path} valid --to predictions.csv")
+
+
+def _lines(recipe: Recipe) -> list[str]:
+    return recipe.to_yaml().splitlines()
+
+
+def _rehearse(recipe: Recipe) -> None:
+    from gradstep.building import build
+    from gradstep.rehearsal import rehearse
+    from gradstep.setup import assemble
+
+    given = build(recipe).arguments
+    own = ("optimizer", "epochs", "steps", "batch_size", "drop_last", "schedule", "seed", "dropout", "device",
+           "workers", "plan", "unpack", "forward")  # fmt: skip
+    training = assemble(given["model"], given["criterion"], given["train"], **{name: given[name] for name in own})
+    others = {what: given[what] for what in ("valid", "test")}
+    for line in rehearse(training, others, given["metrics"], given["batch_size"]):
+        print(line)
+    print("dry run   fine. Nothing was trained, and nothing is kept.")

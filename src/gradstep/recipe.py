@@ -1,0 +1,282 @@
+"""The recipe: the whole of a run as one document. Its keys are `fit`'s keywords.
+
+Reading one needs no torch. What is wrong in it is found here as far as words and numbers go; whether the named
+objects exist, and take what they are given, is found when they are built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gradstep.clock import Duration
+from gradstep.errors import RecipeError, nearest
+from gradstep.yaml12 import read_yaml, write_yaml
+
+Whole = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Part = str | dict[str, str]
+Named = dict[str, Any]
+
+# What people who come from elsewhere type, and what it is called here: used only to answer them.
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "lr", "lr0"), "optimizer.lr"),
+    **dict.fromkeys(("momentum", "weight_decay", "betas", "nesterov"), "optimizer.{}"),
+    **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
+    **dict.fromkeys(("max_epochs", "num_epochs", "num_train_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("max_steps", "iterations", "max_iters"), "steps"),
+    **dict.fromkeys(("loss", "loss_fn", "objective"), "criterion"),
+    **dict.fromkeys(("dataset", "train_data", "train"), "data.train"),
+    **dict.fromkeys(("val", "validation", "valid", "val_data"), "data.valid"),
+    **dict.fromkeys(("num_workers", "dataloader_num_workers"), "workers"),
+    **dict.fromkeys(("early_stopping", "early_stop"), "patience"),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_scheduler_type", "sched"), "schedule"),
+    **dict.fromkeys(("accelerator", "gpu", "use_cpu"), "device"),
+    **dict.fromkeys(("optim", "opt"), "optimizer"),
+    **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+    **dict.fromkeys(("save_every", "save_steps"), "checkpoint.every"),
+    **dict.fromkeys(("callbacks", "callback"), "hooks"),
+    **dict.fromkeys(("eval_every", "eval_steps", "val_check_interval"), "evaluate_every"),
+    **dict.fromkeys(("log_interval", "logging_steps", "log_every_n_steps"), "log_every"),
+    **dict.fromkeys(("metric",), "metrics"),
+    **dict.fromkeys(("net", "arch", "architecture"), "model"),
+}
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Data(_Document):
+    train: Part
+    """A named data set, `{images: FILE, labels: FILE}` in IDX format, or `module:object`."""
+    valid: float | Part | None = None
+    """The same, or the share of the training part to set aside, stratified by class."""
+    test: float | Part | None = None
+    """The same; kept for the end. A named data set gives its own test part."""
+    transforms: list[str | Named] = []
+    """Of the inputs: float, {resize: 32}, {normalize: measured}, {subtract_mean: measured}."""
+    split_seed: Whole = 0
+    """Draws the parts that are set aside; apart from `seed`, so that seeds are compared on the same samples."""
+    limit: Positive | None = None
+    """Only the first so many samples of each part: what --test-run sets."""
+
+
+class Checkpoint(_Document):
+    every: str = "1 epoch"
+    """How often one is written; also whenever the best is new, and at the end."""
+    keep: Positive = 2
+    """How many of the newest are kept, beside the best."""
+
+
+class Recipe(_Document):
+    """What one run is. `optimizer`, `criterion`, `schedule` and `model` may be a name alone."""
+
+    data: Data
+    """Where the samples come from."""
+    model: Named
+    """`{class: module:Class, weights: FILE.safetensors}` and the class's own arguments."""
+    criterion: Named
+    """A loss of torch.nn by name, `module:object`, or `{terms: {a: ..., b: ...}, weights: {a: 1.0, b: 0.1}}`."""
+    batch_size: Positive
+    """The samples of one optimizer step."""
+    drop_last: bool = False
+    """Whether the smaller last batch of an epoch is left out."""
+    epochs: Positive | None = None
+    """How long; this or `steps`."""
+    steps: Positive | None = None
+    """How long, in optimizer steps."""
+    optimizer: Named
+    """`{name: SGD, lr: 0.1}`: a class of torch.optim, or `module:Class`, and its arguments."""
+    schedule: Named | None = None
+    """`{name: cosine, warmup: 1 epoch, floor: 0.0}`, `constant`, or `module:object`."""
+    metrics: list[str | Named] = []
+    """accuracy, {top_k: 5}, confusion_matrix, mse, mae, or `module:object`."""
+    monitor: str | Named | None = None
+    """The metric that chooses the best: the first of `metrics`, else the loss. `{name: ..., mode: min}`."""
+    patience: str | dict[str, int] | None = None
+    """`3 epochs` without a new best, or `{falls: 1}`, ends the training."""
+    evaluate_every: str = "1 epoch"
+    """How often the validation part is evaluated."""
+    evaluate_train: bool = False
+    """Whether the training part is evaluated then too, for numbers that are not taken while training."""
+    checkpoint: Checkpoint = Checkpoint()
+    """What is kept on disk."""
+    log_every: str = "50 steps"
+    """How often the running loss and the rate are recorded."""
+    hooks: list[str | Named] = []
+    """`{name: TensorBoard, histograms: 100 steps}`, or `{name: module:Class, ...}`."""
+    seed: Whole = 0
+    """Initialisation, order and the model's random draws are functions of it."""
+    dropout: Literal["stream"] = "stream"
+    """Where dropout's masks come from: torch's own stream, seeded for each step."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    workers: Whole = 0
+    """Processes that load a map-style data set; they change no batch."""
+    plan: Literal["plain"] = "plain"
+    """The textbook loop."""
+    unpack: str | None = None
+    """`module:function` of a batch that gives (inputs, targets)."""
+    forward: str | None = None
+    """`module:function` of (model, inputs) that gives the outputs."""
+    quiet: bool = False
+    """Whether nothing is printed."""
+
+    @field_validator("evaluate_every", "log_every")
+    @classmethod
+    def _duration(cls, value: str) -> str:
+        return str(Duration.parse(value, "it"))
+
+    @classmethod
+    def parse(cls, document: Any, name: str = "the recipe") -> Recipe:
+        """A recipe out of plain dicts and lists. RecipeError names each key that is wrong, and what it should be."""
+        if not isinstance(document, Mapping):
+            raise RecipeError(f"{name}: a recipe is a mapping of keys to values, and this is {document!r}.")
+        document = spelled_out(document)
+        try:
+            recipe = cls.model_validate(document)
+        except ValidationError as error:
+            raise RecipeError("\n".join(_explained(error, document))) from None
+        if (recipe.epochs is None) == (recipe.steps is None):
+            both = ", not both: write epochs=null to take it away" if recipe.epochs else ""
+            raise RecipeError(f"{name}: give either epochs or steps{both}.")
+        return recipe
+
+    def document(self) -> dict[str, Any]:
+        """Plain dicts and lists, defaults included, what is None left out: itself a recipe."""
+        return self.model_dump(exclude_none=True)
+
+    def to_yaml(self) -> str:
+        return write_yaml(self.document())
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"data": Data, "checkpoint": Checkpoint}
+
+
+def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with its shorthands written in full, so that `optimizer.lr` has a place to go."""
+    full = dict(document)
+    for field, key in (("model", "class"), ("optimizer", "name"), ("criterion", "name"), ("schedule", "name")):
+        if isinstance(full.get(field), str):
+            full[field] = {key: full[field]}
+    if isinstance(full.get("data"), str):
+        full["data"] = {"train": full["data"]}
+    for field in ("metrics", "hooks"):
+        if isinstance(full.get(field), (str, Mapping)):
+            full[field] = [full[field]]
+    if isinstance(full.get("checkpoint"), str):
+        full["checkpoint"] = {"every": full["checkpoint"]}
+    return full
+
+
+def override(document: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
+    """The document with `key=value` settings carried out, keys addressed by dots, values read as YAML."""
+    changed = spelled_out(document)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"'{setting}' is not key=value, as in optimizer.lr=0.1.")
+        *path, last = key.split(".")
+        if path and path[0] not in Recipe.model_fields:
+            raise RecipeError(_unknown(path[0], "", list(Recipe.model_fields)))
+        place = changed
+        for part in path:
+            inner = place.get(part, {})
+            place[part] = dict(inner) if isinstance(inner, Mapping) else {}
+            place = place[part]
+        place[last] = read_yaml(text, f"'{setting}'")
+        changed = spelled_out(changed)
+    return changed
+
+
+def find(what: str) -> tuple[str, dict[str, Any]]:
+    """`(name, document)` of a recipe file or a built-in recipe. RecipeError names the nearest there is."""
+    path = Path(what)
+    if path.is_dir() and (path / "recipe.yaml").exists():
+        path = path / "recipe.yaml"
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            content = path.read_text()
+        except OSError as error:
+            raise RecipeError(f"{path}: the recipe can't be read ({error.strerror}).") from None
+        document = read_yaml(content, str(path))
+        name = path.parent.name.split("-", 1)[-1] if path.name == "recipe.yaml" else path.stem
+    elif what in builtin():
+        name, document = what, read_yaml(builtin_text(what), what)
+    else:
+        known = builtin()
+        raise RecipeError(
+            f"there is no recipe '{what}'. Built in: {', '.join(known)}; a file ends in .yaml.{nearest(what, known)}"
+        )
+    if not isinstance(document, Mapping):
+        raise RecipeError(f"{what}: a recipe is a mapping of keys to values, and this is {document!r}.")
+    return name, dict(document)
+
+
+def builtin() -> list[str]:
+    """The names of the recipes that come with gradstep."""
+    folder = resources.files("gradstep") / "recipes"
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def builtin_text(name: str) -> str:
+    return (resources.files("gradstep") / "recipes" / f"{name}.yaml").read_text()
+
+
+def _explained(error: ValidationError, document: Mapping[str, Any]) -> list[str]:
+    """One line per wrong key, in the recipe's words. A union's several complaints about one value become one."""
+    complaints: dict[str, tuple[Any, list[str]]] = {}
+    lines: list[str] = []
+    for each in error.errors():
+        path = _path(each["loc"], document)
+        if each["type"] == "extra_forbidden":
+            *inside, last = each["loc"]
+            prefix = ".".join(map(str, inside))
+            lines.append(_unknown(str(last), prefix, list(_SECTIONS.get(prefix, Recipe).model_fields)))
+        elif each["type"] == "missing":
+            lines.append(f"'{path}' is missing. {_docstring(path)}")
+        elif isinstance(inner := each.get("ctx", {}).get("error"), RecipeError):
+            lines.append(f"{path}{str(inner).removeprefix('it')}")
+        else:
+            said = (
+                each["msg"]
+                .replace("Input should be", "")
+                .replace("a valid", "a")
+                .replace("a integer", "a whole number")
+                .strip()
+            )
+            complaints.setdefault(path, (each["input"], []))[1].append(said)
+    for path, (value, several) in complaints.items():
+        lines.append(f"{path}: {value!r} should be {' or '.join(dict.fromkeys(several))}. {_docstring(path)}".rstrip())
+    return lines
+
+
+def _path(location: tuple[Any, ...], document: Any) -> str:
+    """The keys of a location that are the document's; pydantic's own names for a union's branches left out."""
+    keys: list[str] = []
+    for number, part in enumerate(location):
+        inside = isinstance(document, Mapping) and (part in document or number == len(location) - 1 == len(keys))
+        if inside or (isinstance(document, list) and isinstance(part, int)):
+            keys.append(str(part))
+            document = document.get(part) if isinstance(document, Mapping) else document[part]
+    return ".".join(keys) or ".".join(map(str, location))
+
+
+def _docstring(path: str) -> str:
+    """What the recipe says about a key: the last part of a bad value's error."""
+    section, _, key = path.rpartition(".")
+    field = _SECTIONS.get(section, Recipe).model_fields.get(key if section in _SECTIONS else path.split(".")[0])
+    return field.description or "" if field else ""
+
+
+def _unknown(key: str, prefix: str, known: list[str]) -> str:
+    called = SYNONYMS.get(key.lower(), "").format(key)
+    if not prefix and called:
+        return f"there is no key '{key}'. It is called '{called}' here."
+    where = f" in '{prefix}'" if prefix else ""
+    return f"there is no key '{key}'{where}.{nearest(key, known) or ' There are ' + ', '.join(known) + '.'}"

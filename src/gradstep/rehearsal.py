@@ -1,0 +1,80 @@
+"""Everything but training: one batch forward and backward, a checkpoint written and read back, one batch evaluated.
+
+In a temporary folder, which is gone afterwards. Nothing is stepped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradstep import checkpoint, facts
+from gradstep import metrics as metrics_room
+from gradstep.check import look
+from gradstep.errors import StorageError
+from gradstep.evaluation import evaluation_feed, measure
+from gradstep.keys import kept_streams, key, seed_model
+from gradstep.record.stopwatch import duration
+from gradstep.setup import Training
+
+
+def rehearse(training: Training, others: dict[str, Any], metrics: Any, batch_size: int | None) -> Iterator[str]:
+    """Does it and yields a line for each thing that worked, with its time. Raises what would go wrong."""
+    state, update, device = training.state, training.update, training.device
+    measured = metrics_room.resolve(metrics)
+    feeds = {
+        what: evaluation_feed(data, what, batch_size, device, 0, state.seed)
+        for what, data in others.items()
+        if data is not None
+    }
+    look(update, measured, {"train": training.feed, **feeds})
+    for label, text in facts.of_data({"train": training.feed, **feeds}):
+        yield f"{label:<10}{text}"
+    began = time.perf_counter()
+    with training.training_mode(), kept_streams(device):
+        batch = next(iter(training.feed.start(0)))
+        seed_model(device, key(state.seed, "model"))
+        outcome = update.backward(*update.unpack(batch))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
+    loss, size = outcome.loss.item(), norm.item()  # waits for the device, so that the time below is real
+    taken = time.perf_counter() - began
+    yield f"{'step':<10}one batch forward and backward: loss {loss:.4f}, gradient norm {size:.4f}, {duration(taken)}"
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        path = checkpoint.write(Path(folder), 0, state.tensors(), state.numbers())
+        tensors, numbers = checkpoint.read(path)
+        for name, group in state.tensors().items():
+            for tensor, value in group.items():
+                if not torch.equal(tensors[name][tensor], value.cpu()):
+                    raise StorageError(f"'{tensor}' came back from a checkpoint as something else than it went in.")
+        state.load(tensors, numbers)
+        yield f"{'save':<10}a checkpoint written, read back and equal, {duration(time.perf_counter() - began)}"
+    for what, feed in feeds.items():
+        began = time.perf_counter()
+        values = measure(
+            state.model,
+            state.criterion,
+            _First(feed),
+            measured,
+            seed=state.seed,
+            unpack=update.unpack,
+            forward=update.forward,
+        )
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
+        yield f"{what:<10}one batch evaluated: {shown}, {duration(time.perf_counter() - began)}"
+
+
+class _First:
+    """The first batch of a feed, as a pass over data."""
+
+    def __init__(self, feed: Any) -> None:
+        self.feed, self.device = feed, feed.device
+
+    def once(self) -> Iterator[Any]:
+        return itertools.islice(self.feed.once(), 1)

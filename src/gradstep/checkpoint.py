@@ -83,21 +83,22 @@ def at(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def newest(folder: Path, accept: Callable[[int], bool] = lambda _: True) -> tuple[Path | None, list[str]]:
-    """`(the newest valid checkpoint at an accepted step, what was rejected and why)`; None when there are none at all.
+def newest(folder: Path, accept: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> tuple[Path | None, list[str]]:
+    """`(the newest valid checkpoint whose numbers are accepted, what was rejected and why)`; None when there is none.
 
     CheckpointError when there are some and none is valid: starting again from nothing would hide the loss.
     """
     rejected: list[str] = []
-    candidates = [step for step in reversed(steps(folder)) if accept(step)]
-    for step in candidates:
+    candidates = steps(folder)
+    for step in reversed(candidates):
         try:
-            _verified(at(folder, step))
+            numbers = json.loads(_verified(at(folder, step))["state.json"])
         except CheckpointError as error:
             rejected.append(str(error))
         else:
-            return at(folder, step), rejected
-    if candidates:
+            if accept(numbers):
+                return at(folder, step), rejected
+    if candidates and len(rejected) == len(candidates):
         raise CheckpointError("no checkpoint is valid, and none was touched:\n  " + "\n  ".join(rejected))
     return None, rejected
 

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from gradstep import tree
+from gradstep.clock import Clock
 from gradstep.data import Feed, Source, Transform, targets_in_memory
+from gradstep.schedules import Rate
 from gradstep.state import TrainState
 from gradstep.update.criterion import describe
 
@@ -65,6 +67,15 @@ def of_model(state: TrainState) -> list[tuple[str, str]]:
     more = f", {len(optimizer.param_groups)} groups" if len(optimizer.param_groups) > 1 else ""
     lines.append(("training", f"{describe(state.criterion)}, {type(optimizer).__name__} {' '.join(options)}{more}"))
     return lines
+
+
+def of_rates(state: TrainState, rate: Rate | None, clock: Clock) -> list[tuple[str, str]]:
+    """Where a schedule takes the first group's rate: a mistake in its lengths is seen before it is trained."""
+    if rate is None or not state.base_rates:
+        return []
+    some = sorted({0, clock.total - 1, *range(0, clock.total, max(clock.total // 500, 1))})
+    rates = [rate(step, state.base_rates[0]) for step in some]
+    return [("rate", f"{rates[0]:.3g} at the first step, {max(rates):.3g} at most, {rates[-1]:.3g} at the last")]
 
 
 def _says_something(name: str, value: Any) -> bool:

@@ -54,7 +54,7 @@ class Keeper:
     about: Mapping[str, Any]
     best: Tensors = field(default_factory=dict)  # in memory, only where there is no place
 
-    def save(self, state: TrainState, journal: Journal) -> Path | None:
+    def save(self, state: TrainState, clock: Clock, journal: Journal) -> Path | None:
         """The last act of a step. Refuses parameters that are not numbers."""
         for name, parameter in state.model.named_parameters():
             if not bool(parameter.isfinite().all()):  # waits for the device, as saving does anyway
@@ -67,9 +67,16 @@ class Keeper:
                 self.best = {name: value.clone() for name, value in module_tensors(state.model).items()}
             return None
         numbers = state.numbers() | {"log_offset": journal.offset(), "order": VERSION, "data": dict(self.about)}
-        path = checkpoint.write(self.place.checkpoints, state.step, state.tensors(), numbers)
-        checkpoint.prune(self.place.checkpoints, self.policy.keep, [state.standing.best_step])
+        folder = self.place.checkpoints
+        path = checkpoint.write(folder, state.step, state.tensors(), numbers)
+        goes_on = max((step for step in checkpoint.steps(folder) if self._resumable(step, clock)), default=None)
+        checkpoint.prune(folder, self.policy.keep, [state.standing.best_step, goes_on])
         return path
+
+    @staticmethod
+    def _resumable(step: int, clock: Clock) -> bool:
+        """Between two epochs nothing is half counted; within one, the epoch's metrics would be lost."""
+        return step % clock.steps_per_epoch == 0 or step == clock.total
 
     def restore(self, state: TrainState, clock: Clock) -> tuple[int, list[str]]:
         """Puts the newest valid checkpoint at an epoch's end into `state`: `(bytes of metrics.jsonl then, notes)`.
@@ -79,7 +86,8 @@ class Keeper:
         """
         assert self.place is not None
         path, rejected = checkpoint.newest(
-            self.place.checkpoints, lambda step: step % clock.steps_per_epoch == 0 or step == clock.total
+            self.place.checkpoints,
+            lambda numbers: self._resumable(numbers["step"], clock) or numbers["standing"]["stopped"] is not None,
         )
         notes = [f"passed over {reason}" for reason in rejected]
         if path is None:

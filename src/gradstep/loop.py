@@ -200,6 +200,8 @@ def fit(
                 session.evaluate()
             if ends_epoch:
                 session.close_epoch()
+            else:
+                session.cut_epoch()
             if session.save_due:
                 session.save()
             if session.over:

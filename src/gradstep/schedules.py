@@ -38,7 +38,8 @@ class Cosine:
     """From `base` down to `floor`·base along half a cosine (Loshchilov & Hutter 2017, eq. 5, without restarts).
 
     During the first `warmup` the rate rises in a line: step s of w runs at (s + 1) / w of the base. The cosine begins
-    at the step after and would reach the floor one step after the run's last.
+    at the step after and would reach the floor one step after the run's last. In a run shorter than the warm-up the
+    rate only rises, as it does in a --test-run; the rates of a run are printed before it.
     """
 
     warmup: str | Duration = "0 steps"
@@ -51,13 +52,11 @@ class Cosine:
 
     def resolve(self, clock: Clock) -> Rate:
         warmup = clock.steps(Duration.parse(self.warmup, "schedule.warmup"))
-        if warmup >= clock.total:
-            raise RecipeError(f"schedule.warmup: {self.warmup} is {warmup} steps, and the whole run has {clock.total}.")
 
         def rate(step: int, base: float) -> float:
             if step < warmup:
                 return base * (step + 1) / warmup
-            progress = (step - warmup) / (clock.total - warmup)
+            progress = (step - warmup) / max(clock.total - warmup, 1)
             return base * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
         return rate

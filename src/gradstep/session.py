@@ -88,6 +88,8 @@ class Session:
         offset, notes = self._keeper.restore(self.state, self.clock) if resumed else (0, [])
         self._facts(notes, resumed)
         place = self._place
+        if place and self.finished_before and place.weights.exists():
+            offset = place.metrics.stat().st_size  # the rows after the last checkpoint are the test's
         journal = Journal(place.metrics, place.timing, offset) if place else Journal()
         watch = Stopwatch()
         self._recorder = Recorder(
@@ -168,6 +170,12 @@ class Session:
         if self.state.step < self.clock.total and not self.state.standing.stopped:
             self._recorder.begin_epoch(self.state.step, rates_at(self.state, self.training.rate))
 
+    def cut_epoch(self) -> None:
+        """The last epoch need not be a whole one: what there is of it gets its row and its line."""
+        if self.over and self._paused is None:
+            self.end_epoch()
+            self._recorder.show_epoch(self._improved)
+
     @property
     def over(self) -> bool:
         """Whether this was the last step of this process."""
@@ -184,7 +192,7 @@ class Session:
         self._recorder.read(self.state.step)
         self._save_asked = False
         with self._recorder.stopwatch.away():
-            path = self._keeper.save(self.state, self._recorder.journal)
+            path = self._keeper.save(self.state, self.clock, self._recorder.journal)
         if path is not None:
             self._events.tell("on_save_checkpoint", self.state, path)
 
@@ -192,9 +200,6 @@ class Session:
         """The test, with the weights that were chosen; those weights where they can be found; the last lines."""
         state = self.state
         self._recorder.read(state.step)
-        if not self.clock.ends_epoch(state.step) and self._paused is None:
-            self.end_epoch()
-            self._recorder.show_epoch(self._improved)
         if "test" in self._feeds and self._paused is None:
             with self._run().chosen():
                 values = self._score("test")
@@ -223,12 +228,15 @@ class Session:
         if fresh:
             self._recorder.begin_epoch(0, rates_at(self.state, self.training.rate))
             if self._place is not None:
-                self._keeper.save(self.state, self._recorder.journal)  # step 0: no run dies at its first checkpoint
+                self._keeper.save(
+                    self.state, self.clock, self._recorder.journal
+                )  # step 0: no run dies at its first checkpoint
 
     def _facts(self, notes: list[str], resumed: bool) -> None:
         state, training = self.state, self.training
         lines = facts.of_data({"train": training.feed, **self._feeds})
         lines += facts.of_model(state)
+        lines += facts.of_rates(state, training.rate, self.clock)
         lines += [("plan", str(training.plan))]
         lines += [("note", note) for note in (*training.notes, *notes)]
         if self._place is not None:

@@ -28,7 +28,7 @@ from gradstep.errors import (
     raised_at,
 )
 from gradstep.keys import kept_streams, key, seed_sample
-from gradstep.recipe import Recipe
+from gradstep.recipe import SYNONYMS, Recipe
 from gradstep.record import TensorBoard
 from gradstep.run import Run
 from gradstep.rundir import RunDir
@@ -104,7 +104,7 @@ def build_model(recipe: Recipe) -> nn.Module:
         seed_sample(key(recipe.seed, "initialize"))
         model = _call(make, options, "model", what)
     if not isinstance(model, nn.Module):
-        raise RecipeError(f"model.class: '{what}' gives a {type(model).__name__}, not a torch.nn.Module.")
+        raise RecipeError(f"model.class: '{what}' gives {type(model).__name__}, not a torch.nn.Module.")
     if weights is not None:
         load_module(model, read_weights(Path(weights))[0])
     return model
@@ -211,9 +211,15 @@ def _splits(recipe: Recipe) -> Splits:
                 raise RecipeError(
                     f"data.{name}: '{given}' has no part of that name. A fraction sets some samples aside."
                 )
-    splits = data.prepare(
-        Splits(train, parts["valid"], parts["test"]), [data.from_document(t) for t in spec.transforms]
-    )
+    try:
+        splits = data.prepare(
+            Splits(train, parts["valid"], parts["test"]), [data.from_document(t) for t in spec.transforms]
+        )
+    except GradstepError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}{raised_at(error)}"
+        raise UserCodeError(f"data.train: measuring its transforms raised {what}.") from error
     if spec.limit is None:
         return splits
     first = {name: Part(s, torch.arange(min(spec.limit, len(s)))) for name, s in splits.items()}
@@ -228,7 +234,7 @@ def _raw(given: str | Mapping[str, str], where: str) -> Splits:
     if ":" not in given:
         return data.load_named(given)
     found = find_object(given, where)
-    if callable(found) and not hasattr(found, "__getitem__"):
+    if inspect.isclass(found) or (callable(found) and not hasattr(found, "__getitem__")):
         found = _call(found, {}, where, given)
     return found if isinstance(found, Splits) else Splits(data.as_source(found, where))
 
@@ -321,7 +327,9 @@ def _call(make: Callable[..., Any], options: Mapping[str, Any], where: str, name
     anything = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for option in options:
         if option not in taken and not anything:
-            hint = nearest(option, taken) or (f" It takes {listed(taken, 20)}." if taken else " It takes none.")
+            called = SYNONYMS.get(option, "").rpartition(".")[2]
+            hint = f" It is called '{called}' here." if called in taken else nearest(option, taken)
+            hint = hint or (f" It takes {listed(taken, 20)}." if taken else " It takes none.")
             raise RecipeError(f"{where}: '{name}' takes no '{option}'.{hint}")
     try:
         return make(*first, **options)

@@ -35,7 +35,7 @@ def look(update: Update, metrics: MetricSet, feeds: dict[str, Any]) -> list[str]
         if not isinstance(feed, Feed):
             continue  # a source of whole batches can't be asked for one without using it up
         with untouched(update.model, update.criterion), kept_streams(feed.device), torch.no_grad():
-            inputs, targets = _unpacked(update, feed.sample())
+            inputs, targets = _unpacked(update, _two_samples(feed))
             outputs = _outputs(update, inputs, what)
             terms = _loss(update.criterion, outputs, targets, tree.samples(inputs) or 1, what)
             _metrics(metrics.fresh(feed.device), outputs, targets)
@@ -45,6 +45,15 @@ def look(update: Update, metrics: MetricSet, feeds: dict[str, Any]) -> list[str]
     if "train" in feeds and isinstance(feeds["train"], Feed):
         _last_batch_of_one(update, feeds["train"])
     return terms
+
+
+def _two_samples(feed: Feed) -> Any:
+    try:
+        return feed.sample()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"{feed.what}: reading a batch raised {_named(error)}{raised_at(error)}.") from error
 
 
 def _unpacked(update: Update, batch: Any) -> tuple[Any, Any]:

@@ -152,10 +152,16 @@ def choose_device(given: str | torch.device, model: nn.Module) -> torch.device:
     if str(given) != "auto":
         try:
             device = torch.device(given)
+        except RuntimeError:
+            raise DataError(
+                f"device: '{given}' is not the name of a device. Write auto, cpu, cuda, cuda:1 or mps."
+            ) from None
+        try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"device: '{given}' can't be used here ({reason}). Write auto, cpu or cuda.") from None
+            raise DataError(
+                f"device: '{given}' is not here ({str(error).splitlines()[0]}). Write auto or cpu."
+            ) from None
         return device
     own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if own.type != "cpu":

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from gradstep.clock import Duration
 from gradstep.errors import RecipeError, nearest
@@ -52,6 +52,8 @@ class _Document(BaseModel):
 
 
 class Data(_Document):
+    """The recipe's `data`: the parts, and what is done to their inputs."""
+
     train: Part
     """A named data set, `{images: FILE, labels: FILE}` in IDX format, or `module:object`."""
     valid: float | Part | None = None
@@ -67,10 +69,17 @@ class Data(_Document):
 
 
 class Checkpoint(_Document):
+    """The recipe's `checkpoint`."""
+
     every: str = "1 epoch"
     """How often one is written; also whenever the best is new, and at the end."""
     keep: Positive = 2
     """How many of the newest are kept, beside the best."""
+
+    @field_validator("every", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> str:
+        return str(Duration.parse(value, "checkpoint.every"))
 
 
 class Recipe(_Document):
@@ -127,10 +136,12 @@ class Recipe(_Document):
     quiet: bool = False
     """Whether nothing is printed."""
 
-    @field_validator("evaluate_every", "log_every")
+    @field_validator("evaluate_every", "log_every", "patience", mode="before")
     @classmethod
-    def _duration(cls, value: str) -> str:
-        return str(Duration.parse(value, "it"))
+    def _duration(cls, value: Any, info: ValidationInfo) -> Any:
+        return (
+            value if value is None or isinstance(value, Mapping) else str(Duration.parse(value, str(info.field_name)))
+        )
 
     @classmethod
     def parse(cls, document: Any, name: str = "the recipe") -> Recipe:
@@ -159,8 +170,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {"data": Data, "checkpoint": Checkpoint}
 
 
 def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with its shorthands written in full, so that `optimizer.lr` has a place to go."""
-    full = dict(document)
+    """A document with its shorthands in full, so that `optimizer.lr` has a place to go, and without its nulls."""
+    full = {field: value for field, value in document.items() if value is not None}
     for field, key in (("model", "class"), ("optimizer", "name"), ("criterion", "name"), ("schedule", "name")):
         if isinstance(full.get(field), str):
             full[field] = {key: full[field]}
@@ -240,8 +251,6 @@ def _explained(error: ValidationError, document: Mapping[str, Any]) -> list[str]
             lines.append(_unknown(str(last), prefix, list(_SECTIONS.get(prefix, Recipe).model_fields)))
         elif each["type"] == "missing":
             lines.append(f"'{path}' is missing. {_docstring(path)}")
-        elif isinstance(inner := each.get("ctx", {}).get("error"), RecipeError):
-            lines.append(f"{path}{str(inner).removeprefix('it')}")
         else:
             said = (
                 each["msg"]

@@ -17,7 +17,6 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from gradstep import tree
 from gradstep.data.sources import Items, Source, Tensors
 from gradstep.errors import DataError
 
@@ -52,8 +51,10 @@ def as_source(data: Any, what: str) -> Source:
         raise DataError(f"{what}: one {type(data).__name__} has no targets. Give a pair: (inputs, targets).")
     elif type(data) is TensorDataset:
         source = Tensors(tuple(_tensor(t, what) for t in data.tensors))
-    elif isinstance(data, tuple) and len(data) == 2 and tree.samples(_arrays_to_tensors(data, what)) is not None:
+    elif isinstance(data, tuple) and all(_is_of_arrays(part) for part in data):
         source = Tensors(_arrays_to_tensors(data, what))
+    elif isinstance(data, DataLoader):
+        raise DataError(f"{what}: name the data set, not a DataLoader; batches are made as the recipe says.")
     elif isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
         raise DataError(
             f"{what}: {type(data).__name__} can't be asked for sample number i, so batch number n would not be a "
@@ -99,6 +100,13 @@ def _take_apart(loader: DataLoader[Any], what: str) -> Given:
 def _class_names(dataset: Any) -> tuple[str, ...] | None:
     names = getattr(dataset, "classes", None)
     return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
+
+
+def _is_of_arrays(part: Any) -> bool:
+    """Whether it is an array, or a nest of nothing but arrays."""
+    if isinstance(part, (dict, tuple, list)) and part:
+        return all(_is_of_arrays(each) for each in (part.values() if isinstance(part, dict) else part))
+    return isinstance(part, (Tensor, np.ndarray))
 
 
 def _arrays_to_tensors(data: Any, what: str) -> Any:

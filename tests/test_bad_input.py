@@ -1,0 +1,276 @@
+"""Bad input costs seconds: a clear error, exit code 2, before training starts, and nothing written over.
+
+The texts are part of the product. They are kept in snapshots/errors.txt, and a change to one is seen in review; write
+them anew with GRADSTEP_SNAPSHOTS=write.
+"""
+
+import gzip
+import os
+import re
+import shutil
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gradstep import cli
+
+SNAPSHOT = Path(__file__).parent / "snapshots" / "errors.txt"
+MODULE = """
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+def pair(n=12, features=4, labels=3, dtype=torch.float32):
+    return torch.linspace(0, 1, n * features).reshape(n, features).to(dtype), torch.arange(n) % labels
+
+train = pair()
+empty = pair(0)
+outside = (pair()[0], torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 9, 1]))
+not_numbers = (pair()[0].clone().index_put_((torch.tensor(5), torch.tensor(2)), torch.tensor(float("nan"))), pair()[1])
+wide = pair(features=7)
+double = pair(dtype=torch.float64)
+whole_numbers = pair(dtype=torch.int64)
+short_labels = (pair()[0], pair()[1].int())
+float_labels = (pair()[0], pair()[1].float())
+column = (pair()[0], pair()[0][:, 0])
+no_pair = (pair()[0], pair()[1], pair()[1])
+lengths = (pair()[0], pair()[1][:-1])
+alone = pair()[0]
+objects = (np.array([["a"]] * 12), np.arange(12))
+loader = DataLoader(torch.utils.data.TensorDataset(*pair()), batch_size=4)
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(*pair())
+
+class Broken(Dataset):
+    def __len__(self):
+        return 12
+    def __getitem__(self, index):
+        return {}["missing"]
+
+class Net(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+        self.layer = nn.Linear(4, width)
+    def forward(self, x):
+        return self.layer(x)
+
+class BadForward(Net):
+    def forward(self, x):
+        return self.layre(x)
+
+class BadInit(nn.Module):
+    def __init__(self):
+        raise KeyError("size")
+
+class Frozen(Net):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+class Normed(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+class Wrong:
+    def on_train_batch_ends(self, state, outcome):
+        pass
+
+def not_a_net():
+    return 3
+
+def no_tensor(outputs, targets):
+    return 1.0
+
+def matrix(outputs, targets):
+    return outputs
+
+def bad_loss(outputs, targets):
+    raise ZeroDivisionError("of mine")
+
+def bad_metric(outputs, targets):
+    return outputs.nope
+"""
+
+BASE = """
+data: {train: "mine:train"}
+model: {class: "mine:Net"}
+criterion: CrossEntropyLoss
+batch_size: 4
+epochs: 1
+optimizer: {name: SGD, lr: 0.1}
+"""
+
+# name -> what is typed after `gradstep train base.yaml`
+CASES: dict[str, list[str]] = {
+    "empty data": ["data.train=mine:empty"],
+    "labels outside the model's range": ["data.train=mine:outside"],
+    "numbers that are none": ["data.train=mine:not_numbers"],
+    "inputs of another width": ["data.train=mine:wide"],
+    "inputs of double precision": ["data.train=mine:double"],
+    "inputs of integers": ["data.train=mine:whole_numbers"],
+    "labels of another integer type": ["data.train=mine:short_labels"],
+    "labels that are floats": ["data.train=mine:float_labels"],
+    "targets that would be broadcast": ["data.train=mine:column", "criterion=MSELoss"],
+    "a batch of three parts": ["data.train=mine:no_pair"],
+    "inputs and targets of two lengths": ["data.train=mine:lengths"],
+    "inputs without targets": ["data.train=mine:alone"],
+    "arrays of words": ["data.train=mine:objects"],
+    "a loader instead of a data set": ["data.train=mine:loader"],
+    "an iterable data set": ["data.train=mine:Stream"],
+    "a data set that raises": ["data.train=mine:Broken"],
+    "a data set that is not there": ["data.train=minst"],
+    "a named set whose files are missing": ["data.train=mnist"],
+    "a fraction that leaves nothing": ["data.valid=0.01"],
+    "a fraction above one": ["data.valid=1.5"],
+    "an IDX file that is not there": ["data.train={images: no-such-file, labels: labels}"],
+    "an IDX file that is cut off": ["data.train={images: cut.gz, labels: labels}"],
+    "a gzip file that is cut off": ["data.train={images: cut-gzip.gz, labels: labels}"],
+    "an IDX file that is none": ["data.train={images: base.yaml, labels: labels}"],
+    "a transform that does not exist": ["data.transforms=[flaot]"],
+    "a transform before float": ["data.train=digits", "data.transforms=[{normalize: measured}]"],
+    "an unknown key": ["epoch=3"],
+    "a key of another trainer": ["learning_rate=0.1"],
+    "a key of another trainer, inside": ["momentum=0.9"],
+    "an unknown key inside data": ["data.tran=mine:train"],
+    "a setting without a value": ["epochs"],
+    "a value of the wrong type": ["batch_size=many"],
+    "a fraction of an epoch": ["epochs=1.5"],
+    "a negative size": ["batch_size=-4"],
+    "no epochs": ["epochs=0"],
+    "epochs and steps": ["steps=10"],
+    "a duration without a unit": ["evaluate_every=5"],
+    "a duration of nothing": ["evaluate_every=0 epochs"],
+    "a missing key": ["optimizer=null"],
+    "a plan that is not there": ["plan=measured"],
+    "an unknown optimizer": ["optimizer.name=Adamm"],
+    "an unknown optimizer option": ["optimizer.learning_rate=0.1"],
+    "an optimizer option of the wrong type": ["optimizer.lr=fast"],
+    "a negative rate": ["optimizer.lr=-1"],
+    "an unknown criterion": ["criterion=CrossEntropy"],
+    "an unknown criterion option": ["criterion={name: CrossEntropyLoss, smoothing: 0.1}"],
+    "a weight for no term": ["criterion={terms: {a: CrossEntropyLoss}, weights: {b: 1.0}}"],
+    "a criterion that returns no tensor": ["criterion=mine:no_tensor"],
+    "a criterion that returns a matrix": ["criterion=mine:matrix"],
+    "a criterion that raises": ["criterion=mine:bad_loss"],
+    "an unknown schedule": ["schedule=cosin"],
+    "an unknown schedule option": ["schedule={name: cosine, warm_up: 1 epoch}"],
+    "an unknown metric": ["metrics=[acuracy]"],
+    "a metric that raises": ["metrics=[mine:bad_metric]"],
+    "a metric for other outputs": ["metrics=[mse]"],
+    "a monitor that is not measured": ["data.valid=0.25", "monitor=valid/acc", "metrics=[accuracy]"],
+    "a monitor without validation": ["monitor=valid/loss"],
+    "a patience without a unit": ["data.valid=0.25", "patience=3"],
+    "an unknown hook": ["hooks=[TensorBord]"],
+    "a hook with a misspelled method": ["hooks=[mine:Wrong]"],
+    "a model without a colon": ["model.class=Net"],
+    "a module that is not there": ["model.class=mien:Net"],
+    "an object that is not there": ["model.class=mine:Nett"],
+    "a model's unknown argument": ["model.widht=3"],
+    "a model that is none": ["model.class=mine:not_a_net"],
+    "a model with nothing to train": ["model.class=mine:Frozen"],
+    "a model whose constructor raises": ["model.class=mine:BadInit"],
+    "a model whose forward raises": ["model.class=mine:BadForward"],
+    "BatchNorm and a last batch of one": ["model.class=mine:Normed", "batch_size=11"],
+    "a weights file that is not there": ["model.weights=no.safetensors"],
+    "a weights file that is none": ["model.weights=base.yaml"],
+    "a device that is not there": ["device=cuda:9"],
+    "a device that does not exist": ["device=gpu"],
+    "everything dropped": ["batch_size=100", "drop_last=true"],
+    "a folder that can't be written": ["--out", "base.yaml"],
+    "a name that is no folder's": ["--name", "a/b"],
+    "an epoch to interrupt at that is none": ["--interrupt-at", "0"],
+}
+
+# name -> the whole command
+COMMANDS: dict[str, list[str]] = {
+    "an unknown recipe": ["train", "digist"],
+    "a recipe file that is not there": ["train", "nowhere.yaml"],
+    "a recipe that is not YAML": ["train", "broken.yaml"],
+    "a recipe that is a list": ["train", "list.yaml"],
+    "a recipe with a key twice": ["train", "twice.yaml"],
+    "a recipe with an alias": ["train", "alias.yaml"],
+    "a run that is not there": ["resume", "0007-digits"],
+    "no run yet": ["resume"],
+    "a run to evaluate that is not there": ["evaluate", "7"],
+    "a run to predict with that is not there": ["predict", "7", "digits"],
+    "a recipe to print that is not there": ["recipes", "digit"],
+}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "mine.py").write_text(MODULE)
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "broken.yaml").write_text("data: {train: digits\nmodel: x\n")
+    (folder / "list.yaml").write_text("- data\n- model\n")
+    (folder / "twice.yaml").write_text(BASE + "epochs: 2\n")
+    (folder / "alias.yaml").write_text("a: &a [1, 2]\nb: [*a, *a]\n")
+    images = struct.pack(">HBBIII", 0, 8, 3, 4, 2, 2) + bytes(16)
+    (folder / "cut.gz").write_bytes(gzip.compress(images[:-3], mtime=0))
+    (folder / "cut-gzip.gz").write_bytes(gzip.compress(images, mtime=0)[:-6])
+    (folder / "labels").write_bytes(struct.pack(">HBBI", 0, 8, 1, 4) + bytes(4))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts() -> Iterator[dict[str, str]]:
+    """The texts of this run, to be written as the snapshot when asked for."""
+    seen: dict[str, str] = {}
+    yield seen
+    if os.environ.get("GRADSTEP_SNAPSHOTS") == "write":
+        SNAPSHOT.parent.mkdir(exist_ok=True)
+        SNAPSHOT.write_text("\n\n".join(f"## {name}\n{text}" for name, text in sorted(seen.items())) + "\n")
+
+
+def kept() -> dict[str, str]:
+    parts = SNAPSHOT.read_text().removesuffix("\n").removeprefix("## ").split("\n\n## ")
+    return dict(part.split("\n", 1) for part in parts)
+
+
+@pytest.mark.parametrize("name", [*CASES, *COMMANDS])
+def test_bad_input_is_explained_and_nothing_is_written(
+    name: str,
+    template: Path,
+    texts: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GRADSTEP_DATA", str(folder))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    typed = ["train", "base.yaml", *CASES[name]] if name in CASES else COMMANDS[name]
+    monkeypatch.setattr(sys, "argv", ["gradstep", *typed])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2, said
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not (folder / "runs").exists()
+    assert "src/gradstep" not in said, "a user's error shows the user's own frames"
+    text = said.replace(str(folder), "FOLDER").strip()
+    text = re.sub(r'File "FOLDER/mine.py", line \d+', 'File "FOLDER/mine.py", line N', text)
+    text = re.sub(r"\(mine.py, line \d+", "(mine.py, line N", text)
+    text = re.sub(r"is not here \(.*?\)", "is not here (...)", text)  # torch's reason depends on its build
+    texts[name] = text
+    if os.environ.get("GRADSTEP_SNAPSHOTS") != "write":
+        assert text == kept()[name]
+
+
+def test_the_snapshot_has_no_text_that_nobody_says() -> None:
+    assert set(kept()) == {*CASES, *COMMANDS}

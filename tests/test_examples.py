@@ -1,0 +1,22 @@
+"""Every example runs, and states a result that it asserts itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 3
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_an_example_reaches_the_result_that_it_states(path: Path, tmp_path: Path) -> None:
+    assert "Result:" in path.read_text()
+    assert "\nassert " in path.read_text(), "an example checks its own result"
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""

@@ -1,0 +1,263 @@
+"""What the five documents ask for, row by row (those of this page that no other test file holds)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gradstep
+from gradstep import data
+
+LENGTH, BATCH = 50, 16  # four batches an epoch, the last of 2
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(LENGTH, 5, generator=generator), torch.randint(3, (LENGTH,), generator=generator)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def fit(train=None, **changes) -> gradstep.Run:
+    arguments = {"optimizer": sgd, "epochs": 2, "batch_size": BATCH, "quiet": True} | changes
+    model = arguments.pop("model", None) or net()
+    return gradstep.fit(model, arguments.pop("criterion", nn.CrossEntropyLoss()), train or samples(), **arguments)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_p2_the_small_cifar_net_has_62006_parameters() -> None:
+    model = gradstep.models.LeNet(3)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 62_006
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_p2_the_loss_every_few_batches_with_the_samples_really_seen() -> None:
+    run = fit(log_every="1 step")
+    rows = [row for row in run.history if row["kind"] == "train"]
+    assert [row["samples"] for row in rows] == [16, 32, 48, 50, 66, 82, 98, 100]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+
+
+def test_p2_evaluation_is_a_mean_over_samples_not_over_batches() -> None:
+    model, (inputs, targets) = net(), samples()
+    measured = gradstep.evaluate(model, nn.CrossEntropyLoss(), (inputs, targets), batch_size=48, metrics="accuracy")
+    with torch.no_grad():
+        outputs = model(inputs)
+    assert measured["loss"] == pytest.approx(F.cross_entropy(outputs, targets).item(), rel=1e-6)
+    assert measured["accuracy"] == (outputs.argmax(1) == targets).double().mean().item()
+
+
+def test_p4_two_losses_at_once_are_their_sum() -> None:
+    def summed(outputs, targets):
+        return F.cross_entropy(outputs, targets) + outputs.square().mean()
+
+    def named(outputs, targets):
+        return {"class": F.cross_entropy(outputs, targets), "size": outputs.square().mean()}
+
+    terms = gradstep.Terms({"class": nn.CrossEntropyLoss(), "size": lambda o, _t: o.square().mean()})
+    runs = [fit(criterion=criterion, valid=samples()) for criterion in (summed, named, terms)]
+    assert same_weights(runs[0].model, runs[1].model)
+    assert same_weights(runs[0].model, runs[2].model)
+    row = next(row for row in runs[1].history if row["kind"] == "valid")
+    assert row["valid/class"] + row["valid/size"] == pytest.approx(row["valid/loss"])
+
+
+def test_t11_every_part_is_centred_by_the_training_mean() -> None:
+    inputs, targets = torch.arange(12.0).reshape(12, 1) + 100, torch.zeros(12, dtype=torch.int64)
+    whole = data.Tensors((inputs, targets))
+    train, valid = data.Part(whole, torch.arange(8)), data.Part(whole, torch.arange(8, 10))
+    splits = data.prepare(data.Splits(train, valid, data.Part(whole, torch.arange(10, 12))), [data.SubtractMean()])
+    mean = 103.5  # of 100..107
+    for _, source in splits.items():
+        assert source.transforms == (data.SubtractMean(mean),)
+    feed = data.Feed(splits.test, 2, shuffle=False)
+    assert feed[0][0].flatten().tolist() == [110 - mean, 111 - mean]
+
+
+def test_t11_the_test_comes_once_at_the_end_with_the_weights_chosen() -> None:
+    run = fit(valid=samples(), test=samples(), metrics=["accuracy"], epochs=6)
+    assert [row["kind"] for row in run.history].count("test") == 1
+    assert run.history[-1]["kind"] == "test"
+    assert run.history[-1]["test/accuracy"] == run.best.value  # the same samples here, so the same number
+
+
+def test_b2_the_rate_is_recorded_at_every_epoch_s_start_and_every_log_interval() -> None:
+    run = fit(schedule=lambda step, base: base / (1 + step), log_every="2 steps")
+    starts = {row["step"]: row["lr"] for row in run.history if row["kind"] == "start"}
+    assert starts == {0: 0.1, 4: 0.1 / 5}
+    logged = {row["step"]: row["lr"] for row in run.history if row["kind"] == "train"}
+    assert logged == {step: 0.1 / step for step in (2, 4, 6, 8)}  # the rate that the step just done ran at
+
+
+class Rewound:
+    """Whole batches from a reader that must be told to start over, as MXNet's iterators must."""
+
+    def __init__(self) -> None:
+        self.resets, self.at = 0, 99
+
+    def __len__(self) -> int:
+        return 4
+
+    def reset(self) -> None:
+        self.resets, self.at = self.resets + 1, 0
+
+    def __iter__(self):
+        while self.at < 4:
+            self.at += 1
+            inputs, targets = samples()
+            yield inputs[(self.at - 1) * BATCH : self.at * BATCH], targets[(self.at - 1) * BATCH : self.at * BATCH]
+
+
+def test_b2_a_source_with_reset_is_rewound_each_epoch_and_metrics_start_anew() -> None:
+    source = Rewound()
+    run = fit(source, batch_size=None, epochs=3, metrics=["accuracy"])
+    assert source.resets == 3
+    assert run.state.samples == 3 * LENGTH
+    by_hand = net()
+    optimizer = sgd(by_hand.parameters())
+    accuracies = []
+    for _ in range(3):
+        hits = 0
+        for start in range(0, LENGTH, BATCH):
+            inputs, targets = (part[start : start + BATCH] for part in samples())
+            optimizer.zero_grad()
+            outputs = by_hand(inputs)
+            F.cross_entropy(outputs, targets).backward()
+            optimizer.step()
+            hits += int((outputs.argmax(1) == targets).sum())
+        accuracies.append(hits / LENGTH)
+    assert same_weights(run.model, by_hand)
+    assert [row["train/accuracy"] for row in run.history if row["kind"] == "epoch"] == accuracies
+
+
+def test_b4_train_accuracy_is_taken_while_training_and_a_clean_pass_is_an_option() -> None:
+    run = fit(valid=samples(), metrics=["accuracy"], evaluate_train=True, epochs=1)
+    while_training = next(row for row in run.history if row["kind"] == "epoch")["train/accuracy"]
+    clean = next(row for row in run.history if row["kind"] == "train_clean")["train_clean/accuracy"]
+    after = gradstep.evaluate(run.model, nn.CrossEntropyLoss(), samples(), metrics="accuracy")["accuracy"]
+    assert clean == after
+    assert while_training != clean
+
+
+def test_b9_a_user_takes_batches_apart_and_calls_the_model_in_his_own_way() -> None:
+    inputs, targets = samples()
+    named = [{"x": x, "extra": torch.ones(()), "y": y} for x, y in zip(inputs, targets, strict=True)]
+    seen = []
+
+    def forward(model, parts):
+        seen.append(set(parts))
+        return model(parts["x"]) * parts["extra"][:, None]
+
+    run = fit(
+        named,
+        unpack=lambda batch: ({"x": batch["x"], "extra": batch["extra"]}, batch["y"]),
+        forward=forward,
+        valid=named,
+    )
+    assert same_weights(run.model, fit().model)
+    assert all(names == {"x", "extra"} for names in seen)
+
+
+def test_b11_one_loss_per_sample_is_the_mean_over_the_true_batch_size() -> None:
+    def per_sample(outputs, targets):
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    scalar, vector = fit(), fit(criterion=per_sample)
+    for one, other in zip(scalar.model.parameters(), vector.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert vector.state.samples == 2 * LENGTH
+
+
+def test_d1_data_model_criterion_and_metrics_follow_the_device() -> None:
+    """`meta` is the one device besides the CPU that every machine has: what reaches it has followed."""
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(3))
+    feed = data.Feed(data.Tensors(samples()), BATCH, shuffle=True, device="meta")
+    model = net().to("meta")
+    weighted.to("meta")
+    inputs, targets = feed[0]
+    assert inputs.device.type == targets.device.type == "meta"
+    outcome = gradstep.Update(model, weighted).backward(inputs, targets)
+    assert outcome.loss.device.type == "meta"
+    counted = gradstep.metrics.resolve("accuracy").fresh(torch.device("meta"))
+    counted.update(outcome.outputs, outcome.targets)
+    assert counted.metrics["accuracy"].total.device.type == "meta"
+    assert fit(device="cpu").model[0].weight.device.type == "cpu"
+
+
+def test_weights_to_start_from_and_predictions_from_a_folder(tmp_path: Path) -> None:
+    """A run from Python is loaded with the model given; its predictions are those of the chosen weights."""
+    run = fit(
+        valid=samples(), out=tmp_path, metrics=["accuracy"], epochs=8, optimizer=lambda p: torch.optim.SGD(p, 2.0)
+    )
+    assert run.best.step < run.state.step  # the case at hand: the last weights are not the best
+    loaded = gradstep.load(run.path, model=net())
+    expected = gradstep.predict(run, samples())
+    assert torch.equal(gradstep.predict(loaded, samples()), expected)
+    assert torch.equal(
+        gradstep.predict(loaded, samples()[0], batch_size=7), gradstep.predict(run, samples()[0], batch_size=7)
+    )
+    accuracy = (expected.argmax(1) == samples()[1]).double().mean().item()
+    assert accuracy == run.best.value
+    assert not torch.equal(run.model(samples()[0]), expected)  # the user's model holds the last step's weights
+
+
+def test_in_memory_and_on_disk_the_same_best_is_chosen(tmp_path: Path) -> None:
+    arguments = {
+        "valid": samples(),
+        "metrics": ["accuracy"],
+        "epochs": 8,
+        "optimizer": lambda p: torch.optim.SGD(p, 2.0),
+    }
+    memory, disk = fit(**arguments), fit(out=tmp_path, **arguments)
+    assert memory.best == disk.best
+    assert torch.equal(gradstep.predict(memory, samples()), gradstep.predict(disk, samples()))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(tmp_path: Path) -> None:
+    def exploding(outputs, targets):
+        return F.cross_entropy(outputs, targets) * 1e30
+
+    with pytest.raises(gradstep.errors.DivergedError, match=r"the loss of step \d+ is (nan|inf)"):
+        fit(criterion=exploding, out=tmp_path, epochs=5, log_every="1 step")
+    run = next(path for path in tmp_path.iterdir() if path.name.startswith("0001"))
+    for state in (run / "checkpoints").glob("step-*/state.json"):
+        assert json.loads(state.read_text())["step"] == 0
+    assert all("nan" not in line for line in (run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_schedule_may_run_out_of_a_short_run() -> None:
+    run = fit(schedule=gradstep.schedules.cosine(warmup="100 steps"), epochs=1)
+    assert run.state.step == 4
+
+
+def test_steps_stop_where_the_user_breaks_and_the_model_keeps_its_mode() -> None:
+    model = net().eval()
+    for outcome in gradstep.steps(model, nn.CrossEntropyLoss(), samples(), optimizer=sgd, epochs=5, batch_size=BATCH):
+        assert model.training
+        if outcome.step == 3:
+            break
+    del outcome
+    assert not any(module.training for module in model.modules())
+
+
+def test_an_optimizer_instance_is_taken_as_it_is() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = fit(model=model, optimizer=optimizer)
+    assert run.state.optimizer is optimizer
+    assert same_weights(run.model, fit().model)
+    with pytest.raises(gradstep.errors.ModelError, match="holds no parameter of this model"):
+        fit(optimizer=torch.optim.SGD(net().parameters(), lr=0.1))

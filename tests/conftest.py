@@ -1,0 +1,43 @@
+"""What all tests share: one thread, a steady hypothesis, and the real MNIST."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The machine may be busy, so no example has a deadline; and a run of the tests is the same every time.
+settings.register_profile(
+    "gradstep", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("gradstep")
+
+_MNIST = [
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+]  # as they are, or with .gz
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """For speed, and for equal bits on machines of any size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def mnist(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the real MNIST, with GRADSTEP_DATA pointing above it. Fails where it is not: never a skip."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("GRADSTEP_DATA") or beside)
+    folder = root / "mnist"
+    missing = [name for name in _MNIST if not (folder / name).exists() and not (folder / f"{name}.gz").exists()]
+    if missing:
+        pytest.fail(f"the real MNIST is needed: point GRADSTEP_DATA above mnist/ with {', '.join(missing)}")
+    monkeypatch.setenv("GRADSTEP_DATA", str(root))
+    return folder

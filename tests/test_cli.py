@@ -200,7 +200,7 @@ def test_quiet_says_nothing(gradstep) -> None:
 
 
 def test_a_user_s_own_module_is_found_in_the_current_folder(gradstep) -> None:
-    (gradstep.folder / "mine.py").write_text(
+    (gradstep.folder / "ours.py").write_text(
         "import torch\n"
         "from torch import nn\n"
         "class Net(nn.Module):\n"
@@ -220,10 +220,10 @@ def test_a_user_s_own_module_is_found_in_the_current_folder(gradstep) -> None:
         "def gap(outputs, targets): return (outputs - targets).abs().amax(1)\n"
     )
     (gradstep.folder / "own.yaml").write_text(
-        "data: {train: mine:Set, valid: 0.25}\nmodel: {class: mine:Net, width: 4}\n"
-        "criterion: {terms: {mse: MSELoss, mae: L1Loss}, weights: {mae: 0.1}}\nunpack: mine:unpack\n"
-        "forward: mine:forward\noptimizer: {name: Adam, lr: 1e-2}\nbatch_size: 16\nsteps: 30\n"
-        "metrics: [mse, mine:gap]\nmonitor: {name: valid/gap, mode: min}\npatience: 20 epochs\n"
+        "data: {train: ours:Set, valid: 0.25}\nmodel: {class: ours:Net, width: 4}\n"
+        "criterion: {terms: {mse: MSELoss, mae: L1Loss}, weights: {mae: 0.1}}\nunpack: ours:unpack\n"
+        "forward: ours:forward\noptimizer: {name: Adam, lr: 1e-2}\nbatch_size: 16\nsteps: 30\n"
+        "metrics: [mse, ours:gap]\nmonitor: {name: valid/gap, mode: min}\npatience: 20 epochs\n"
     )
     code, out, err = gradstep("train", "own.yaml")
     assert (code, err) == (0, "")

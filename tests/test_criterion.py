@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import gradstep
 from gradstep.errors import ModelError, RecipeError
-from gradstep.update import Terms, Update, criterion_gradient, read_loss, sharing
+from gradstep.update import Sharing, Terms, Update, criterion_gradient, read_loss
 
 FAST = settings(max_examples=30, deadline=None)
 seeds, sizes = st.integers(0, 2**31), st.integers(1, 9)
@@ -368,12 +368,12 @@ def test_shares_themselves_make_the_mean_of_any_partition(seed: int, cuts: set[i
     net, inputs, _ = net_and_batch(seed, SAMPLES)
     targets = draw("some ignored")
     criterion = nn.CrossEntropyLoss(W)
-    share, edges = sharing(criterion), [0, *sorted(cuts), SAMPLES]
+    sharing, edges = Sharing(criterion), [0, *sorted(cuts), SAMPLES]
     total, units = 0.0, 0.0
     with torch.no_grad():
         for a, b in pairwise(edges):
             outputs = net(inputs[a:b])
-            value, weight = share(criterion(outputs, targets[a:b]), outputs, targets[a:b], b - a)
+            value, weight = sharing.shares(criterion(outputs, targets[a:b]), {}, targets[a:b], b - a)["loss"]
             if float(weight):
                 total, units = total + float(value) * float(weight), units + float(weight)
         assert total / units == pytest.approx(criterion(net(inputs), targets).item(), rel=1e-12)

@@ -18,11 +18,11 @@ from gradstep.clock import Clock
 from gradstep.errors import DivergedError
 from gradstep.hooks import Request
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch, recorder
-from gradstep.update import Outcome, sharing
+from gradstep.update import Outcome, Sharing
 
 FAST = settings(max_examples=60, deadline=None)
 numbers = st.floats(-100, 100)
-by_samples = sharing(nn.MSELoss())
+by_samples = Sharing(nn.MSELoss())
 
 
 def outcome(step: int, loss: float, samples: int = 4, terms: dict[str, float] | None = None) -> Outcome:
@@ -100,7 +100,7 @@ def test_an_epochs_loss_is_per_unit_of_what_the_criterion_divides_by() -> None:
     torch.manual_seed(0)
     criterion = nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 0.5], dtype=torch.float64))
     outputs, targets = torch.randn(10, 3, dtype=torch.float64), torch.tensor([0, 1, 2, -100, 1, 1, 0, 2, -100, 0])
-    ledger = Ledger(sharing(criterion), 100, 3)
+    ledger = Ledger(Sharing(criterion), 100, 3)
     for step, part in enumerate((slice(0, 4), slice(4, 8), slice(8, 10)), 1):
         loss = criterion(outputs[part], targets[part])
         ledger.add(Outcome(loss, {}, outputs[part], targets[part], len(targets[part]), step))
@@ -137,7 +137,7 @@ def read_to_the_end(ledger: Ledger) -> tuple[list[tuple[int, float]], str]:
 
 def test_a_batch_whose_targets_are_all_ignored_says_nothing_and_is_no_divergence() -> None:
     criterion = nn.CrossEntropyLoss()
-    ledger = Ledger(sharing(criterion), 3, 3)
+    ledger = Ledger(Sharing(criterion), 3, 3)
     outputs, targets = torch.zeros(2, 4), torch.tensor([1, 2])
     for step, some in enumerate((targets, torch.full((2,), -100), targets), 1):
         ledger.add(Outcome(criterion(outputs, some), {}, outputs, some, 2, step))  # 0/0, with gradients of 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -32,11 +33,9 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
     """Writes the checkpoint of `step` under `folder` and returns its path; StorageError leaves older ones alone."""
     target = folder / f"step-{step:08d}"
     temporary = folder / f".tmp-{step:08d}-{os.getpid()}"
+    shutil.rmtree(_trash(target), ignore_errors=True)
     # Copying to the CPU waits for the device: the one place where saving does.
-    files = {
-        f"{name}.safetensors": safetensors.torch.save({key: value.cpu().contiguous() for key, value in group.items()})
-        for name, group in tensors.items()
-    }
+    files = {f"{name}.safetensors": to_safetensors(group) for name, group in tensors.items()}
     files["state.json"] = to_json(numbers)
     sums = {name: [len(content), hashlib.sha256(content).hexdigest()] for name, content in files.items()}
     try:
@@ -47,9 +46,10 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         write_durably(temporary / "MANIFEST.json", to_json({"format": FORMAT, "step": step, "files": sums}))
         _sync_folder(temporary)
         if target.exists():  # left by a run that was resumed from further back
-            target.rename(folder / f".replaced-{step:08d}-{os.getpid()}")
+            _to_trash(target)
         temporary.rename(target)
         _sync_folder(folder)  # only now is the checkpoint there for good
+        shutil.rmtree(_trash(target), ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
@@ -84,13 +84,12 @@ def at(folder: Path, step: int) -> Path:
 
 
 def newest(folder: Path, accept: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> tuple[Path | None, list[str]]:
-    """`(the newest valid checkpoint whose numbers are accepted, what was rejected and why)`; None when there is none.
+    """`(the newest valid checkpoint whose numbers are accepted, what was rejected and why)`; None when there are none.
 
-    CheckpointError when there are some and none is valid: starting again from nothing would hide the loss.
+    CheckpointError when there are some and none will do: starting again from nothing would hide the loss.
     """
     rejected: list[str] = []
-    candidates = steps(folder)
-    for step in reversed(candidates):
+    for step in reversed(steps(folder)):
         try:
             numbers = json.loads(_verified(at(folder, step))["state.json"])
         except CheckpointError as error:
@@ -98,7 +97,8 @@ def newest(folder: Path, accept: Callable[[Mapping[str, Any]], bool] = lambda _:
         else:
             if accept(numbers):
                 return at(folder, step), rejected
-    if candidates and len(rejected) == len(candidates):
+            rejected.append(f"{at(folder, step)}: is within an epoch; this version goes on from an epoch's end.")
+    if rejected:
         raise CheckpointError("no checkpoint is valid, and none was touched:\n  " + "\n  ".join(rejected))
     return None, rejected
 
@@ -108,9 +108,8 @@ def prune(folder: Path, keep: int, protected: Iterable[int | None]) -> None:
     spared = {*steps(folder)[-keep:], *protected}
     for step in steps(folder):
         if step not in spared:
-            trash = folder / f".trash-{step:08d}-{os.getpid()}"
-            at(folder, step).rename(trash)  # first out of sight, so that a kill leaves no half checkpoint
-            shutil.rmtree(trash, ignore_errors=True)
+            _to_trash(at(folder, step))  # first out of sight, so that a kill leaves no half checkpoint
+            shutil.rmtree(_trash(at(folder, step)), ignore_errors=True)
 
 
 def set_aside(folder: Path, after: int) -> None:
@@ -120,6 +119,15 @@ def set_aside(folder: Path, after: int) -> None:
             beside = folder / f".abandoned-{step:08d}"
             shutil.rmtree(beside, ignore_errors=True)
             at(folder, step).rename(beside)
+
+
+def _trash(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f".trash-{checkpoint.name}-{os.getpid()}")
+
+
+def _to_trash(checkpoint: Path) -> None:
+    shutil.rmtree(_trash(checkpoint), ignore_errors=True)
+    checkpoint.rename(_trash(checkpoint))
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -143,6 +151,13 @@ def replace_durably(path: Path, content: bytes) -> None:
         raise StorageError(f"'{path}' could not be written ({error.strerror or error}).") from error
 
 
+def to_safetensors(tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> bytes:
+    """Copies, because safetensors refuses tensors that share memory, as views of one buffer do."""
+    copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    content: bytes = safetensors.torch.save(copies, metadata=header)
+    return content
+
+
 def to_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
@@ -158,6 +173,8 @@ def _verified(path: Path) -> dict[str, bytes]:
         raise CheckpointError(f"{path}: its MANIFEST.json can't be read ({error}).") from error
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {manifest.get('format')}, and this gradstep reads {FORMAT}.")
+    if path.name != f"step-{manifest.get('step')!s:0>8}":
+        raise CheckpointError(f"{path}: its MANIFEST.json is of step {manifest.get('step')}.")
     if not {"model.safetensors", "optimizer.safetensors", "state.json"} <= set(listed) <= _FILES:
         raise CheckpointError(f"{path}: its manifest lists {', '.join(listed)}, not the files of a checkpoint.")
     files = {}

@@ -15,7 +15,7 @@ from gradstep.data import Feed, OwnOrder, adapt
 from gradstep.errors import DataError
 from gradstep.keys import kept_streams, key, seed_model
 from gradstep.metrics import MetricSet, Value
-from gradstep.update import read_loss, sharing
+from gradstep.update import Sharing, read_loss
 from gradstep.update.one_pass import pair
 
 
@@ -65,7 +65,7 @@ def measure(
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> dict[str, Value]:
     """`loss`, the criterion's terms if it names any, and the metrics over all of a feed's data, each sample once."""
-    unpack, share = unpack or pair, sharing(criterion)
+    unpack, sharing = unpack or pair, Sharing(criterion)
     metrics = metrics.fresh(feed.device)
     sums: dict[str, Any] = {}
     counts: dict[str, Any] = {}
@@ -76,9 +76,7 @@ def measure(
             outputs = model(inputs) if forward is None else forward(model, inputs)
             samples = tree.samples(inputs) or 1
             loss, terms = read_loss(criterion(outputs, targets), samples)
-            value, units = share(loss, outputs, targets, samples)
-            parts = {"loss": (value, units), **{name: (term, samples) for name, term in terms.items()}}
-            for name, (part, weight) in parts.items():
+            for name, (part, weight) in sharing.shares(loss, terms, targets, samples).items():
                 exact = part if part.device.type == "mps" else part.double()
                 # A batch with nothing to count has 0/0 for its loss, and no say in the mean.
                 product = torch.where(weight > 0, exact * weight, 0.0) if isinstance(weight, Tensor) else exact * weight
@@ -86,7 +84,8 @@ def measure(
                 counts[name] = counts.get(name, 0) + weight
             metrics.update(outputs, targets)
         # The one place that waits for the device.
-        return {**{name: float(total / counts[name]) for name, total in sums.items()}, **metrics.compute()}
+        means = sharing.means({name: float(total / counts[name]) for name, total in sums.items()})
+        return {**means, **metrics.compute()}
 
 
 def evaluate(
@@ -112,7 +111,9 @@ def evaluate(
     if isinstance(criterion, nn.Module):
         criterion.to(place)
     feed = evaluation_feed(data, "data", batch_size, place, workers, seed)
-    return measure(model, criterion, feed, metrics_room.resolve(metrics), seed=seed, unpack=unpack, forward=forward)
+    measured = metrics_room.resolve(metrics)
+    measured.refuse(["loss"])
+    return measure(model, criterion, feed, measured, seed=seed, unpack=unpack, forward=forward)
 
 
 def evaluation_feed(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from gradstep import checkpoint
@@ -120,5 +119,4 @@ class Keeper:
         step = state.step if state.standing.best_step is None else state.standing.best_step
         # One entry: safetensors writes several in any order, and equal runs are to leave equal files.
         header = {"gradstep": json.dumps({**self.about, "step": step})}
-        content = safetensors.torch.save({n: t.cpu().contiguous() for n, t in tensors.items()}, metadata=header)
-        checkpoint.replace_durably(self.place.weights, content)
+        checkpoint.replace_durably(self.place.weights, checkpoint.to_safetensors(tensors, header))

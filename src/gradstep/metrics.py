@@ -7,7 +7,7 @@ Anything with torchmetrics' `update(outputs, targets)`, `compute()` and `reset()
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -66,18 +66,7 @@ class Accuracy(_Ratio):
         self.top, self.ignore_index = top, ignore_index
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
-            raise ModelError(
-                f"accuracy needs one output per class, [N, C, ...], and the outputs are {tree.describe(outputs)}. For "
-                "one logit per sample: metrics={'accuracy': lambda o, t: ((o > 0) == (t > 0.5)).float().mean()}."
-            )
-        if targets.is_floating_point() and targets.shape == outputs.shape:
-            targets = targets.argmax(1)
-        if targets.shape != outputs.shape[:1] + outputs.shape[2:]:
-            raise ModelError(
-                f"accuracy needs targets {list(outputs.shape[:1] + outputs.shape[2:])} for outputs "
-                f"{list(outputs.shape)}, and they are {tree.describe(targets)}."
-            )
+        targets = _class_numbers("accuracy", outputs, targets)
         if self.top == 1:
             hits = outputs.argmax(1) == targets
         else:
@@ -99,6 +88,7 @@ class ConfusionMatrix:
         self.counts: Tensor | None = None
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
+        targets = _class_numbers("confusion_matrix", outputs, targets).long()  # uint8 would overflow below
         classes = outputs.shape[1]
         if self.counts is None:
             self.counts = torch.zeros(classes * classes, dtype=torch.int64, device=outputs.device)
@@ -144,7 +134,8 @@ class Mean(_Ratio):
 
     def update(self, outputs: Any, targets: Any) -> None:
         samples = tree.samples(outputs) or 1
-        value = torch.as_tensor(self.function(outputs, targets))
+        value = self.function(outputs, targets)
+        value = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
         if value.dim() == 0:
             self.add(value * samples, samples)
         elif value.dim() == 1 and len(value) == samples:
@@ -154,6 +145,23 @@ class Mean(_Ratio):
                 f"a metric's function returned shape {list(value.shape)} for {samples} samples. "
                 "It must return a scalar or one value per sample."
             )
+
+
+def _class_numbers(name: str, outputs: Any, targets: Tensor) -> Tensor:
+    """Targets `[N, ...]` that fit outputs `[N, C, ...]`; the likeliest class of those given as probabilities."""
+    if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
+        raise ModelError(
+            f"{name} needs one output per class, [N, C, ...], and the outputs are {tree.describe(outputs)}. For "
+            "one logit per sample: metrics={'accuracy': lambda o, t: ((o > 0) == (t > 0.5)).float().mean()}."
+        )
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        targets = targets.argmax(1)
+    if targets.shape != outputs.shape[:1] + outputs.shape[2:]:
+        raise ModelError(
+            f"{name} needs targets {list(outputs.shape[:1] + outputs.shape[2:])} for outputs "
+            f"{list(outputs.shape)}, and they are {tree.describe(targets)}."
+        )
+    return targets
 
 
 def _same_shape(name: str, outputs: Tensor, targets: Tensor) -> None:
@@ -189,6 +197,12 @@ class MetricSet:
 
     def higher_is_better(self, name: str) -> bool | None:
         return getattr(self.metrics.get(name), "higher_is_better", None)
+
+    def refuse(self, taken: Iterable[str]) -> None:
+        """RecipeError for a metric that is called as the loss or one of its terms is."""
+        for name in taken:
+            if name in self.metrics:
+                raise RecipeError(f"metrics: '{name}' is the name of the loss or of a term of it. Call it another.")
 
     def reset(self) -> None:
         for metric in self.metrics.values():

@@ -28,7 +28,7 @@ from gradstep.rundir import RunDir
 from gradstep.setup import Training
 from gradstep.step import rates_at
 from gradstep.stopping import Monitor, Patience, judge
-from gradstep.update import Outcome, sharing
+from gradstep.update import Outcome, Sharing
 
 
 class Session:
@@ -61,6 +61,8 @@ class Session:
             if data is not None
         }
         terms = look(training.update, self._metrics, {"train": training.feed, **self._feeds})
+        self._metrics.refuse(["loss", *terms])
+        self.state.tensors()  # what can't be saved is refused now, and not at the first checkpoint
         names = ["loss", *terms, *self._metrics.metrics]
         self._monitor = (
             Monitor.parse(monitor, names, self._metrics.higher_is_better) if "valid" in self._feeds else None
@@ -94,20 +96,23 @@ class Session:
         watch = Stopwatch()
         self._recorder = Recorder(
             self.clock,
-            Ledger(sharing(self.state.criterion), self._log_every, self.clock.steps_per_epoch),
+            Ledger(Sharing(self.state.criterion), self._log_every, self.clock.steps_per_epoch),
             self._metrics.fresh(training.device) if self._metrics.metrics else None,
             journal,
             self._console,
             watch,
             evaluations_left=self._evaluations_left,
-            listeners=tuple(self._events.calls["on_row"]),
+            listeners=(self._tell_row,) if self._events.calls["on_row"] else (),
         )
         try:
             with training.training_mode(), kept_streams(training.device), self._interruption:
-                self._begin(About(place.path if place else None, self.clock, watch), fresh=not self.state.step)
+                self._begin(About(place.path if place else None, self.clock, watch), fresh=not offset)
                 yield
         except BaseException as error:
-            self._events.tell("on_exception", self.state, error)
+            try:
+                self._events.tell("on_exception", self.state, error)
+            except Exception as another:
+                error.add_note(f"a hook that was told of it raised {type(another).__name__}: {another}")
             raise
         finally:
             self._console.close()
@@ -228,9 +233,7 @@ class Session:
         if fresh:
             self._recorder.begin_epoch(0, rates_at(self.state, self.training.rate))
             if self._place is not None:
-                self._keeper.save(
-                    self.state, self.clock, self._recorder.journal
-                )  # step 0: no run dies at its first checkpoint
+                self.save()  # step 0: no run dies at its first checkpoint
 
     def _facts(self, notes: list[str], resumed: bool) -> None:
         state, training = self.state, self.training
@@ -260,8 +263,16 @@ class Session:
             self._console.line(f"saved     {self._place.weights}  (the {'best' if best else 'last'} weights)")
             self._console.line(f"          {self._place.checkpoints}/  {self._place.metrics}")
 
+    def _tell_row(self, row: dict[str, Any]) -> None:
+        """Rows are written when they are read, which is a matter of time: nothing can be asked for there."""
+        before = len(self._events.requested)
+        self._events.tell("on_row", row)
+        if len(self._events.requested) > before:
+            raise RecipeError("hooks: on_row can't ask for anything, because when a row is read is a matter of time.")
+
     def _pause(self, why: str) -> None:
-        self._paused = self._paused or why
+        if not self._over:  # after the last step there is nothing to come back to
+            self._paused = self._paused or why
 
     def _heed(self) -> None:
         """Takes up what hooks asked for. A pause leaves no row, or a run that is resumed would have another record."""
@@ -271,6 +282,7 @@ class Session:
                 self._pause(who)
             if Request.SAVE in wish:
                 self._save_asked = True
+                self._recorder.read(self.state.step)  # first what was before, whenever it is read
                 self._recorder.request(self.state.step, "save", who)
             if Request.STOP in wish:
                 self._recorder.read(self.state.step)

@@ -6,6 +6,7 @@ the step), and no schedule (a function of the step too).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -64,7 +65,7 @@ class TrainState:
             "samples": self.samples,
             "seed": self.seed,
             "base_rates": self.base_rates,
-            "standing": asdict(self.standing),
+            "standing": {name: _spelled(value) for name, value in asdict(self.standing).items()},
             "optimizer": _optimizer_state(self)[1],
         }
 
@@ -72,11 +73,22 @@ class TrainState:
         """Becomes what was saved, in place: the user's model and optimizer stay the objects they are."""
         load_module(self.model, files["model"])
         if "criterion" in files:
+            if not isinstance(self.criterion, nn.Module):
+                raise CheckpointError("the checkpoint holds tensors of a criterion, and this one is a function.")
             load_module(self.criterion, files["criterion"])
         _load_optimizer(self, files["optimizer"], numbers["optimizer"])
         self.step, self.samples, self.seed = numbers["step"], numbers["samples"], numbers["seed"]
         self.base_rates = list(numbers["base_rates"])
-        self.standing = Standing(**numbers["standing"])
+        saved = numbers["standing"]
+        self.standing = Standing(**{**saved, **{n: None if saved[n] is None else float(saved[n]) for n in _FLOATS}})
+
+
+_FLOATS = ("best", "previous")
+
+
+def _spelled(value: Any) -> Any:
+    """JSON has no infinity; a metric may."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def module_tensors(module: nn.Module) -> Tensors:
@@ -84,10 +96,10 @@ def module_tensors(module: nn.Module) -> Tensors:
     tensors: Tensors = {}
     seen: set[tuple[Any, ...]] = set()
     for name, value in module.state_dict().items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state":
             raise ModelError(
                 f"{type(module).__name__} keeps '{name}' in its state, a {type(value).__name__}. gradstep saves "
-                "tensors only, never pickles: register it as a buffer, or leave it out of get_extra_state()."
+                "parameters and buffers, never pickles: register it as a buffer, or leave out get_extra_state()."
             )
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
         if value.numel() == 0 or place not in seen:

@@ -29,7 +29,10 @@ class Patience:
                 raise RecipeError(f"patience: {given['falls']} falls can't be waited for; 0 stops at the first.")
             return cls(falls=given["falls"])
         if isinstance(given, (str, Duration)):
-            return cls(without_best=Duration.parse(given, "patience"))
+            length = Duration.parse(given, "patience")
+            if length.amount < 1:
+                raise RecipeError(f"patience: {str(given)!r} is no positive length.")
+            return cls(without_best=length)
         raise RecipeError(f"patience: {given!r} is neither a duration such as '3 epochs' nor {{falls: 1}}.")
 
 
@@ -46,6 +49,13 @@ class Monitor:
 
         `metrics` are the names that an evaluation gives, `loss` among them, without `valid/`.
         """
+        if isinstance(given, Mapping):
+            for part in given:
+                if part not in ("name", "mode"):
+                    hint = nearest(str(part), ["name", "mode"])
+                    raise RecipeError(f"monitor: there is no '{part}'; there are name and mode.{hint}")
+            if "name" not in given:
+                raise RecipeError("monitor: say the name too, as in {name: valid/loss, mode: min}.")
         name, mode = (given["name"], given.get("mode")) if isinstance(given, Mapping) else (given, None)
         if name is None:
             name = next((n for n in metrics if higher_is_better(n) is not None), "loss")

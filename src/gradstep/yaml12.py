@@ -10,6 +10,9 @@ import yaml
 from gradstep.errors import RecipeError
 
 
+_DEEPEST = 50
+
+
 class _Loader(yaml.SafeLoader):
     """Safe: it makes plain values only."""
 
@@ -55,10 +58,18 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def read_yaml(text: str, name: str) -> Any:
-    """A YAML 1.2 document. RecipeError gives the line. Aliases are refused: a few of them can fill the memory."""
+    """A YAML 1.2 document. RecipeError gives the line.
+
+    Aliases and deep nests are refused: a few bytes of either can fill the memory or the afternoon.
+    """
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise RecipeError(f"{name}: YAML aliases (*name) are not read. Write the value out.")
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError(f"{name}: YAML aliases (*name) are not read. Write the value out.")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise RecipeError(f"{name}: it is nested more than {_DEEPEST} deep, as no recipe is.")
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)

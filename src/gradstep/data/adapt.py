@@ -15,6 +15,7 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     TensorDataset,
+    default_collate,
 )
 
 from gradstep.data.sources import Items, Source, Tensors
@@ -53,6 +54,11 @@ def as_source(data: Any, what: str) -> Source:
         source = Tensors(tuple(_tensor(t, what) for t in data.tensors))
     elif isinstance(data, tuple) and all(_is_of_arrays(part) for part in data):
         source = Tensors(_arrays_to_tensors(data, what))
+    elif isinstance(data, tuple):
+        raise DataError(
+            f"{what}: a tuple is a pair (inputs, targets) of tensors or arrays, and this one holds "
+            f"{', '.join(type(part).__name__ for part in data)}. Make arrays of them; a list is taken for samples."
+        )
     elif isinstance(data, DataLoader):
         raise DataError(f"{what}: name the data set, not a DataLoader; batches are made as the recipe says.")
     elif isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
@@ -71,29 +77,32 @@ def as_source(data: Any, what: str) -> Source:
 
 
 def _take_apart(loader: DataLoader[Any], what: str) -> Given:
-    sampler, batches = loader.sampler, loader.batch_sampler
+    batches = loader.batch_sampler
+    source = as_source(loader.dataset, what)  # an iterable data set is refused here, for what it is
+    if batches is None:
+        raise DataError(f"{what}: this DataLoader makes no batches (batch_size=None). Give the data set itself.")
+    sampler = getattr(batches, "sampler", None)  # of a batch_sampler given, the loader's own is not what draws
+    shuffled = type(sampler) is RandomSampler
     plain = type(sampler) is SequentialSampler or (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(source)
     )
-    if isinstance(loader.dataset, IterableDataset) or not plain or type(batches) is not BatchSampler:
-        culprit = batches if batches is not None and type(batches) is not BatchSampler else sampler
+    if type(batches) is not BatchSampler or not plain or (shuffled and type(sampler) is not RandomSampler):
+        culprit = sampler if type(batches) is BatchSampler else batches
         raise DataError(
             f"{what}: this DataLoader draws by a {type(culprit).__name__}, and gradstep's order is a function of the "
             "seed and the epoch. Use shuffle=True or False without a sampler of your own, or give the data set "
             "itself. (An iterable of whole batches that is no DataLoader keeps its own order.)"
         )
-    shuffled = type(sampler) is RandomSampler
-    source = as_source(loader.dataset, what)
-    if isinstance(source, Items):
-        source = Items(source.dataset, loader.collate_fn, source.classes)
+    if isinstance(source, Items) or loader.collate_fn is not default_collate:
+        source = Items(loader.dataset, loader.collate_fn, _class_names(loader.dataset), (), loader.worker_init_fn)
+    order = "order, a function of the seed and the epoch" if shuffled else "process, in the order of the samples"
     return Given(
         source,
         batches.batch_size,
         shuffled,
         batches.drop_last,
         loader.num_workers,
-        f"{what}: the DataLoader was taken apart; batches are drawn in gradstep's own "
-        + ("order, a function of the seed and the epoch." if shuffled else "process, in the order of the samples."),
+        f"{what}: the DataLoader was taken apart; batches are drawn in gradstep's own {order}.",
     )
 
 
@@ -116,14 +125,17 @@ def _arrays_to_tensors(data: Any, what: str) -> Any:
     if isinstance(data, dict):
         return {name: _arrays_to_tensors(value, what) for name, value in data.items()}
     if isinstance(data, (tuple, list)):
-        return type(data)(_arrays_to_tensors(value, what) for value in data)
+        values = [_arrays_to_tensors(value, what) for value in data]
+        return type(data)(*values) if hasattr(data, "_fields") else type(data)(values)
     return data
 
 
 def _tensor(array: Any, what: str) -> Tensor:
     if isinstance(array, Tensor):
         return array
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
-        raise DataError(f"{what}: an array of {array.dtype} can't become a tensor. Make it numbers.")
-    # A copy where the array is read-only, because torch has no read-only tensors.
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    try:
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        # A copy where the array is read-only, because torch has no read-only tensors.
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except TypeError:
+        raise DataError(f"{what}: an array of {array.dtype} can't become a tensor. Make it numbers.") from None

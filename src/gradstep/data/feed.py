@@ -6,6 +6,8 @@ The protocol is `start(step) -> iterator`, endless, from that batch on. `Feed` a
 from __future__ import annotations
 
 import math
+import pickle
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any, Protocol
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gradstep import tree
 from gradstep.data.order import permutation
-from gradstep.data.sources import Source
+from gradstep.data.sources import Source, original
 from gradstep.data.transforms import apply
 from gradstep.errors import DataError
 
@@ -50,6 +52,8 @@ class Feed:
         device: torch.device | str = "cpu",
         what: str = "train",
     ) -> None:
+        if batch_size < 1:
+            raise DataError(f"{what}: batch_size {batch_size} is no number of samples.")
         self.source, self.batch_size, self.what = source, batch_size, what
         self.seed, self.shuffle = seed, shuffle
         self.workers = 0 if source.in_memory else workers
@@ -67,6 +71,8 @@ class Feed:
 
     def indices(self, step: int) -> tuple[int, Tensor]:
         """`(epoch, numbers of the samples)` of batch number `step`; the epoch counts from 0 here."""
+        if step < 0:
+            raise IndexError(f"{self.what}: batches are counted from 0, and {step} is asked for.")
         epoch, batch = divmod(step, self.steps_per_epoch)
         if not self.shuffle:
             epoch = 0  # the same samples, and the same draws of their transforms, every time
@@ -112,14 +118,22 @@ class Feed:
             sampler=questions(),  # any iterable will do when batch_size is None
             num_workers=self.workers,
             collate_fn=_as_it_is,
+            worker_init_fn=getattr(self.source, "worker_init", None),
             generator=torch.Generator(),  # a private one, or its first draw would be from the global stream
         )
-        for batch in loader:
-            yield self._finish(batch, asked.pop(0))
+        answers = iter(loader)
+        try:
+            for answer in answers:
+                if isinstance(answer, _Raised):
+                    raise answer.error()
+                yield self._finish(answer, asked.pop(0))
+        finally:
+            # At once: an exception's traceback would keep the iterator, and with it the processes, alive.
+            answers._shutdown_workers()  # type: ignore[attr-defined]
 
     def _finish(self, batch: Any, indices: Tensor) -> Any:
         for check in self.checks:
-            check(batch, indices, self.what)
+            check(batch, original(self.source, indices), self.what)
         batch = tree.to_device(batch, self.device) if self.device.type != "cpu" else batch
         transforms = self.source.transforms
         return (apply(transforms, batch[0]), *batch[1:]) if transforms else batch
@@ -147,26 +161,30 @@ class OwnOrder:
         )
 
     def start(self, step: int) -> Iterator[Any]:
-        skip = step % self.steps_per_epoch
+        yield from self._epoch(step % self.steps_per_epoch)
         while True:
-            self._rewind()
-            given = 0
-            for number, batch in enumerate(self.batches):
-                given += 1
-                if number >= skip:
-                    refuse_non_finite(batch, None, self.what)
-                    yield tree.to_device(batch, self.device)
-            if given != self.steps_per_epoch:
-                raise DataError(
-                    f"{self.what}: an epoch gave {given} batches, and len() says {self.steps_per_epoch}. "
-                    "If it is used up after one pass, give it a reset() or start anew in __iter__."
-                )
-            skip = 0
+            yield from self._epoch(0)
 
     def once(self) -> Iterator[Any]:
         """One epoch."""
-        batches = self.start(0)
-        return (next(batches) for _ in range(self.steps_per_epoch))
+        return self._epoch(0)
+
+    def _epoch(self, skip: int) -> Iterator[Any]:
+        self._rewind()
+        given = 0
+        for batch in self.batches:
+            given += 1
+            if given > self.steps_per_epoch:
+                break
+            if given > skip:
+                refuse_non_finite(batch, None, self.what)
+                yield tree.to_device(batch, self.device)
+        if given != self.steps_per_epoch:
+            number = f"more than {self.steps_per_epoch}" if given > self.steps_per_epoch else str(given)
+            raise DataError(
+                f"{self.what}: an epoch gave {number} batches, and len() says {self.steps_per_epoch}. "
+                "If it is used up after one pass, give it a reset() or start anew in __iter__."
+            )
 
 
 class OwnFeed:
@@ -193,7 +211,36 @@ class _Asked(Dataset[Any]):
 
     def __getitem__(self, question: tuple[int, Tensor]) -> Any:
         epoch, indices = question
-        return self.source.batch(indices, epoch, self.seed)
+        try:
+            return self.source.batch(indices, epoch, self.seed)
+        except Exception as error:
+            return _Raised(error)
+
+
+class _Raised:
+    """An exception on its way out of a worker process, of its own type, with its traceback as a note.
+
+    torch's own way would make a RuntimeError of any exception that takes more than a message.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        text = "".join(traceback.format_exception(error))
+        self.notes = [*getattr(error, "__notes__", []), f"raised in a worker process:\n{text}"]
+        try:
+            self.pickled = pickle.dumps(error)
+            pickle.loads(self.pickled)
+        except Exception:  # an exception of the user's that can't travel: its type and arguments do
+            self.pickled = pickle.dumps((type(error), error.args))
+
+    def error(self) -> Exception:
+        came = pickle.loads(self.pickled)
+        if isinstance(came, tuple):
+            kind, arguments = came
+            came = kind.__new__(kind)
+            came.args = arguments
+        came.__notes__ = self.notes
+        error: Exception = came
+        return error
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -207,7 +254,7 @@ def all_finite(source: Source, what: str) -> bool:
         return False
     if any(t.is_floating_point() for t in content):
         for numbers in torch.arange(len(source)).split(4096):
-            refuse_non_finite(source.batch(numbers, 0, 0), numbers, what)
+            refuse_non_finite(source.batch(numbers, 0, 0), original(source, numbers), what)
     return True
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradstep import tree
 from gradstep.data.sources import Tensors
 from gradstep.errors import DataError
 
@@ -47,6 +48,8 @@ def read_idx(path: str | Path) -> Tensor:
 def idx(images: str | Path, labels: str | Path, classes: tuple[str, ...] | None = None) -> Tensors:
     """A source from a file of images `[N, H, W]` and one of labels `[N]`: inputs `[N, 1, H, W]`, targets int64."""
     inputs, targets = read_idx(images), read_idx(labels)
+    if targets.dim() != 1:
+        raise DataError(f"{labels} holds {tree.describe(targets)}, no labels. Are the two files in each other's place?")
     if len(inputs) != len(targets):
         raise DataError(f"{images} holds {len(inputs)} images, and {labels} {len(targets)} labels.")
     return Tensors((inputs[:, None] if inputs.dim() == 3 else inputs, targets.long()), classes)

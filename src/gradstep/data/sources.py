@@ -51,8 +51,8 @@ class Tensors:
     in_memory = True
 
     def __post_init__(self) -> None:
-        lengths = [len(t) if t.dim() else 0 for t in tree.tensors(self.content)]
-        if len(set(lengths)) != 1:
+        lengths = {len(t) if t.dim() else None for t in tree.tensors(self.content)}
+        if len(lengths) != 1 or None in lengths:
             raise DataError(
                 "the tensors of a data set must have the same first dimension, the samples; "
                 f"these are {tree.describe(self.content)}."
@@ -62,7 +62,7 @@ class Tensors:
         return len(tree.tensors(self.content)[0])
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
-        return tree.map_tensors(lambda tensor: tensor.index_select(0, indices), self.content)
+        return tree.map_tensors(lambda tensor: tensor[indices], self.content)
 
     def transformed(self, transforms: tuple[Transform, ...]) -> Tensors:
         return replace(self, transforms=transforms)
@@ -80,6 +80,7 @@ class Items:
     collate: Callable[[list[Any]], Any] = default_collate
     classes: tuple[str, ...] | None = None
     transforms: tuple[Transform, ...] = ()
+    worker_init: Callable[[int], None] | None = None  # called in each worker process with its number
     in_memory = False
 
     def __len__(self) -> int:
@@ -156,6 +157,13 @@ def prepare(splits: Splits, transforms: Sequence[Transform]) -> Splits:
         splits.valid and splits.valid.transformed(frozen),
         splits.test and splits.test.transformed(frozen),
     )
+
+
+def original(source: Source, numbers: Tensor) -> Tensor:
+    """The numbers of samples as the user knows them: a part's, in the whole that it was cut from."""
+    while isinstance(source, Part):
+        numbers, source = source.numbers[numbers], source.whole
+    return numbers
 
 
 def targets_in_memory(source: Source) -> Any:

@@ -18,14 +18,24 @@ def split(source: Source, fraction: float, name: str = "valid", seed: int = 0) -
     if not 0 < fraction < 1:
         raise RecipeError(f"data.{name}: {fraction} is not a fraction between 0 and 1.")
     order = permutation(len(source), seed, 0, f"split {name}")
-    chosen = torch.zeros(len(source), dtype=torch.bool)
     targets = targets_in_memory(source)
     if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
-        for label in targets.unique():
-            members = order[targets[order] == label]
-            chosen[members[: round(fraction * len(members))]] = True
+        members = [order[targets[order] == label] for label in targets.unique()]
     else:
-        chosen[order[: round(fraction * len(order))]] = True
+        members = [order]
+    chosen = torch.zeros(len(source), dtype=torch.bool)
+    for samples, size in zip(members, _sizes([len(m) for m in members], fraction), strict=True):
+        chosen[samples[:size]] = True
     if not chosen.any() or chosen.all():
         raise RecipeError(f"data.{name}: {fraction} of {len(source)} samples leaves one of the parts empty.")
     return Part(source, (~chosen).nonzero()[:, 0]), Part(source, chosen.nonzero()[:, 0])
+
+
+def _sizes(lengths: list[int], fraction: float) -> list[int]:
+    """How many of each class: whole numbers that sum to the fraction of all, by the largest remainders."""
+    shares = [fraction * length for length in lengths]
+    sizes = [int(share) for share in shares]
+    missing = round(fraction * sum(lengths)) - sum(sizes)
+    for place in sorted(range(len(sizes)), key=lambda place: sizes[place] - shares[place])[:missing]:
+        sizes[place] += 1
+    return sizes

@@ -6,6 +6,7 @@ numbers in place, and those travel with the run to validation, test and predicti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -60,6 +61,10 @@ class Resize:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         if inputs.shape[-2:] == size:
             return inputs
+        if (
+            size[1] == 1 and size[0] > 1
+        ):  # torch 2.13 gives every row the first one's value when it antialiases to width 1
+            return Resize((1, size[0]))(inputs.mT.contiguous()).mT
         smaller = size[0] < inputs.shape[-2] or size[1] < inputs.shape[-1]
         return functional.interpolate(inputs, size, mode="bilinear", align_corners=False, antialias=smaller)
 
@@ -95,10 +100,14 @@ class Normalize:
         # A second pass, because the sum of squares minus the squared sum cancels when the mean is large.
         variance = _mean_by_channel((batch.double() - _by_channel(batch, mean, "mean")) ** 2 for batch in passes())
         std = variance.sqrt()
-        return Normalize(tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
+        # What never varies has a std of rounding errors, not of 0.
+        std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
+        return Normalize(tuple(mean.tolist()), tuple(std.tolist()))
 
     def document(self) -> Any:
-        return {"normalize": {"mean": list(self.mean or ()), "std": list(self.std or ())}}
+        if self.mean is None or self.std is None:
+            return {"normalize": "measured"}
+        return {"normalize": {"mean": list(self.mean), "std": list(self.std)}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +132,14 @@ class SubtractMean:
         return SubtractMean(total / count)
 
     def document(self) -> Any:
-        return {"subtract_mean": self.mean}
+        return {"subtract_mean": "measured" if self.mean is None else self.mean}
 
 
 def apply(transforms: Sequence[Transform], inputs: Any) -> Any:
     """The inputs after all transforms, in the order given."""
+    if not isinstance(inputs, Tensor):
+        raise DataError(f"transforms work on one tensor of inputs, and these are a {type(inputs).__name__}.")
     for transform in transforms:
-        if not isinstance(inputs, Tensor):
-            raise DataError(f"transforms work on one tensor of inputs, and these are a {type(inputs).__name__}.")
         inputs = transform(inputs)
     return inputs
 
@@ -144,38 +153,44 @@ def measure(transforms: Sequence[Transform], batches: Callable[[], Iterator[Tens
     return frozen
 
 
-def from_document(document: object) -> Transform:
+def from_document(document: Any) -> Transform:
     """A transform as a recipe writes it: `float`, `{resize: 32}`, `{normalize: measured}`, ..."""
-    name, value = next(iter(document.items())) if isinstance(document, dict) and document else (document, None)
-    if name == "float":
+    name, value = (
+        next(iter(document.items())) if isinstance(document, dict) and len(document) == 1 else (document, None)
+    )
+    if document == "float":
         return ToFloat()
-    if name == "resize" and (isinstance(value, int) or _numbers(value, 2)):
-        height, width = (value, value) if isinstance(value, int) else value  # type: ignore[misc]  # two, says _numbers
-        if min(height, width) < 1:
+    sizes: Any = [value, value] if type(value) is int else value
+    if name == "resize" and _numbers(sizes, 2, int):
+        if min(sizes) < 1:
             raise RecipeError(f"transforms: resize takes positive sizes, not {value}.")
-        return Resize(int(height) if isinstance(value, int) else (int(height), int(width)))
-    if name == "normalize":
-        if value == "measured":
-            return Normalize()
-        if isinstance(value, dict) and set(value) == {"mean", "std"}:
-            mean, std = ([v] if isinstance(v, (int, float)) else v for v in (value["mean"], value["std"]))
-            if _numbers(mean) and _numbers(std, len(mean)) and min(std) > 0:
-                return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
-    if name == "subtract_mean" and (value == "measured" or isinstance(value, (int, float))):
-        return SubtractMean(None if value == "measured" else float(value))
+        return Resize(value if type(value) is int else (sizes[0], sizes[1]))
+    if name == "normalize" and value == "measured":
+        return Normalize()
+    if name == "normalize" and isinstance(value, dict) and set(value) == {"mean", "std"}:
+        mean, std = (v if isinstance(v, list) else [v] for v in (value["mean"], value["std"]))
+        if _numbers(mean) and _numbers(std, len(mean)) and min(std) > 0:
+            return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
+    if name == "subtract_mean" and value == "measured":
+        return SubtractMean()
+    if name == "subtract_mean" and _numbers([value]):
+        return SubtractMean(float(value))  # type: ignore[arg-type]  # a number, says _numbers
     forms = (
         "float, {resize: 32}, {normalize: measured}, {normalize: {mean: [0.5], std: [0.5]}}, {subtract_mean: measured}"
     )
     known = ["float", "resize", "normalize", "subtract_mean"]
-    raise RecipeError(f"transforms: {document!r} is not one of {forms}.{nearest(str(name), known)}")
+    hint = "" if name in known else nearest(str(name), known)
+    raise RecipeError(f"transforms: {document!r} is not one of {forms}.{hint}")
 
 
-def _numbers(value: object, length: int | None = None) -> bool:
+def _numbers(values: Any, length: int | None = None, kind: type = float) -> bool:
+    """Whether it is a list of finite numbers, of that many, and whole ones where `kind` is int."""
+    kinds = (int,) if kind is int else (int, float)
     return (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-        and length in (None, len(value))
+        isinstance(values, (list, tuple))
+        and len(values) > 0
+        and length in (None, len(values))
+        and all(type(v) in kinds and math.isfinite(v) for v in values)
     )
 
 

@@ -6,7 +6,7 @@ Adding a step waits for nothing. Which steps a number is about depends on steps 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,23 +29,29 @@ class Outcome(Protocol):
     step: int | None
 
 
+class Sharing(Protocol):
+    """What a batch's loss and terms weigh in the means of an epoch."""
+
+    def shares(self, loss: Tensor, terms: Mapping[str, Tensor], targets: Any, samples: int) -> dict[str, Share]: ...
+
+    def means(self, means: Mapping[str, float]) -> dict[str, float]: ...
+
+
 @dataclass(slots=True)
 class _Entry:
     step: int
     loss: Tensor
-    share: Share
-    terms: dict[str, Tensor]
-    samples: int
+    shares: dict[str, Share]
 
 
 class Ledger:
     """The losses of an epoch, and of the interval since the last record.
 
-    `sharing(loss, outputs, targets, samples)` says how much a batch counts in the epoch's mean. `reads()` yields
-    `(step, mean loss of the interval)` whenever an interval ends: after each `every` steps and at an epoch's end.
+    `read()` yields `(step, mean loss of the interval)` whenever an interval ends: after each `every` steps and at an
+    epoch's end.
     """
 
-    def __init__(self, sharing: Callable[[Tensor, Any, Any, int], Share], every: int, steps_per_epoch: int) -> None:
+    def __init__(self, sharing: Sharing, every: int, steps_per_epoch: int) -> None:
         self._sharing, self._every, self._per_epoch = sharing, every, steps_per_epoch
         self._pending: list[_Entry] = []
         self._interval: list[float] = []
@@ -53,10 +59,10 @@ class Ledger:
         self._units: dict[str, float] = {}
 
     def add(self, outcome: Outcome) -> None:
-        """Notes a step. Nothing is computed from the loss here, and nothing waits for the device."""
+        """Notes a step. Nothing here waits for the device."""
         assert outcome.step is not None
-        share = self._sharing(outcome.loss, outcome.outputs, outcome.targets, outcome.samples)
-        self._pending.append(_Entry(outcome.step, outcome.loss, share, outcome.terms, outcome.samples))
+        shares = self._sharing.shares(outcome.loss, outcome.terms, outcome.targets, outcome.samples)
+        self._pending.append(_Entry(outcome.step, outcome.loss, shares))
 
     def ends_interval(self, step: int) -> bool:
         """Whether a record is made after this step; the remainder at an epoch's end makes one too."""
@@ -68,21 +74,21 @@ class Ledger:
         Raises DivergedError at the first loss that is not a number, after yielding what came before it.
         """
         entries, self._pending = self._pending, []
-        if not entries:
-            return
-        losses = _numbers([entry.loss for entry in entries])  # these lines wait for the device, and no others
-        shares = _numbers([entry.share[0] for entry in entries])
-        units = _numbers([entry.share[1] for entry in entries])
-        terms = {name: _numbers([entry.terms[name] for entry in entries]) for name in entries[0].terms}
-        for place, entry in enumerate(entries):
-            if not math.isfinite(losses[place]):
-                raise DivergedError(_diverged(entry.step, losses[place]))
-            self._interval.append(losses[place])
-            self._count("loss", shares[place], units[place])
-            for name, values in terms.items():
-                self._count(name, values[place], entry.samples)
+        losses = _numbers([entry.loss for entry in entries])  # these three lines wait for the device, and no others
+        values = iter(_numbers([value for entry in entries for value, _ in entry.shares.values()]))
+        units = iter(_numbers([units for entry in entries for _, units in entry.shares.values()]))
+        for entry, loss in zip(entries, losses, strict=True):
+            shares = {name: (next(values), next(units)) for name in entry.shares}
+            if all(weight for _, weight in shares.values()):
+                if not math.isfinite(loss):
+                    raise DivergedError(_diverged(entry.step, loss))
+                self._interval.append(loss)
+            for name, (value, weight) in shares.items():
+                if weight:  # a batch in which every target is ignored has 0/0 for its loss, and nothing to say
+                    self._sums[name] = self._sums.get(name, 0.0) + value * weight
+                    self._units[name] = self._units.get(name, 0.0) + weight
             if self.ends_interval(entry.step):
-                yield entry.step, math.fsum(self._interval) / len(self._interval)
+                yield entry.step, math.nan if self.running is None else self.running
                 self._interval.clear()
 
     @property
@@ -92,21 +98,16 @@ class Ledger:
 
     def close_epoch(self) -> dict[str, float]:
         """The epoch's mean loss and terms, everything having been read; and begins the next."""
-        means = {name: total / self._units[name] for name, total in self._sums.items() if self._units[name]}
+        means = self._sharing.means({name: total / self._units[name] for name, total in self._sums.items()})
         self._sums, self._units = {}, {}
         return means
 
-    def _count(self, name: str, value: float, units: float) -> None:
-        if units:  # a batch in which every target is ignored has nothing to say
-            self._sums[name] = self._sums.get(name, 0.0) + value * units
-            self._units[name] = self._units.get(name, 0.0) + units
 
-
-def _numbers(values: list[Any]) -> list[float]:
-    if not isinstance(values[0], Tensor):
-        return [float(value) for value in values]
-    numbers: list[float] = torch.stack(values).tolist()
-    return numbers
+def _numbers(values: list[Tensor | int]) -> list[float]:
+    """Numbers of this process: one wait for all of them, not one for each."""
+    on_device = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(on_device).tolist() if on_device else [])
+    return [float(next(read) if isinstance(value, Tensor) else value) for value in values]
 
 
 def _diverged(step: int, loss: float) -> str:

@@ -5,6 +5,7 @@ It is derived from the record and never the record itself.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,10 @@ class TensorBoard:
 
     def __init__(self, histograms: str | None = None, folder: str | Path | None = None) -> None:
         self.histograms = None if histograms is None else Duration.parse(histograms, "histograms")
+        if self.histograms is not None and self.histograms.amount < 1:
+            raise RecipeError("histograms: 0 is no positive length.")
         self.folder = folder
+        self._writer: Any = None
         try:
             import tensorboard  # noqa: F401  # now, so that a run does not find out after its first epoch
         except ImportError:
@@ -53,9 +57,12 @@ class TensorBoard:
     def on_train_batch_end(self, state: TrainState, outcome: Any) -> None:  # noqa: ARG002
         if self._clock.due(state.step, self.histograms):
             for name, parameter in state.model.named_parameters():
-                self._writer.add_histogram(f"weights/{name}", parameter.detach().cpu(), state.step)
-                if parameter.grad is not None:
-                    self._writer.add_histogram(f"gradients/{name}", parameter.grad.cpu(), state.step)
+                for kind, values in (("weights", parameter.detach()), ("gradients", parameter.grad)):
+                    if values is not None:
+                        with suppress(
+                            ValueError
+                        ):  # nan, or beyond TensorBoard's last bucket: the run itself will say so
+                            self._writer.add_histogram(f"{kind}/{name}", values.cpu(), state.step)
 
     def on_train_epoch_end(self, state: TrainState, metrics: dict[str, Any]) -> None:  # noqa: ARG002
         self._writer.add_scalar("epoch_time", self._stopwatch.last_epoch, state.step)
@@ -64,4 +71,5 @@ class TensorBoard:
         self._writer.close()
 
     def on_exception(self, state: TrainState, error: BaseException) -> None:  # noqa: ARG002
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

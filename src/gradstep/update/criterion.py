@@ -55,8 +55,10 @@ def _scalar(value: Any, samples: int, who: str) -> Tensor:
         raise ModelError(f"{who} returned a {type(value).__name__} and must return a tensor, or backward has no graph.")
     if value.dim() == 0:
         return value
-    if value.dim() == 1 and len(value) == samples:
+    if value.dim() == 1 and len(value) == samples and value.is_floating_point():
         return value.mean()
+    if not value.is_floating_point():
+        raise ModelError(f"{who} returned {value.dtype}, which has no graph: a loss is made of floats.")
     raise ModelError(
         f"{who} returned a tensor of shape {list(value.shape)} for a batch of {samples}. It must be a scalar or hold "
         "one loss per sample; average the other dimensions, or use reduction='mean'."
@@ -91,17 +93,41 @@ def criterion_gradient(criterion: Criterion, outputs: Tensor, targets: Any) -> t
     return loss.detach(), gradient
 
 
-def sharing(criterion: Criterion) -> Callable[[Tensor, Any, Any, int], Share]:
-    """How one batch's loss enters the mean over several: a function (loss, outputs, targets, samples) -> Share.
+class Sharing:
+    """How losses of several batches make means: the loss's, and each named term's.
 
-    A unit is a sample, unless the criterion itself divides by something else: torch's cross entropy and NLL divide by
-    the class weights of the targets that they don't ignore. A summed loss is one of all its samples.
+    A unit is a sample, unless a criterion itself divides by something else: torch's cross entropy and NLL divide by
+    the class weights of the targets that they don't ignore. A summed loss is one of all its samples. Where terms
+    divide by different things (`Terms`), the mean loss is the sum of their means, not a mean of their sums.
     """
+
+    def __init__(self, criterion: Criterion) -> None:
+        own = criterion.criteria if isinstance(criterion, Terms) else {}
+        self._share = _share_of(criterion)
+        self._term_shares = {name: _share_of(each) for name, each in own.items()}
+
+    def shares(self, loss: Tensor, terms: Mapping[str, Tensor], targets: Any, samples: int) -> dict[str, Share]:
+        """The share of each mean that one batch has, under `loss` and the terms' names."""
+        shares = {} if self._term_shares else {"loss": self._share(loss, targets, samples)}
+        for name, term in terms.items():
+            shares[name] = self._term_shares.get(name, _by_samples)(term, targets, samples)
+        return shares
+
+    def means(self, means: Mapping[str, float]) -> dict[str, float]:
+        """The means with the loss among them, where it is made of its terms'."""
+        return {"loss": sum(means.values()), **means} if self._term_shares and means else dict(means)
+
+
+def _share_of(criterion: Criterion) -> Callable[[Tensor, Any, int], Share]:
     if getattr(criterion, "reduction", None) == "sum":
-        return lambda loss, _outputs, _targets, samples: (loss / samples, samples)
+        return lambda loss, _targets, samples: (loss / samples, samples)
     if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) and criterion.reduction == "mean":
-        return lambda loss, _outputs, targets, samples: (loss, _class_weight(criterion, targets, samples))
-    return lambda loss, _outputs, _targets, samples: (loss, samples)
+        return lambda loss, targets, samples: (loss, _class_weight(criterion, targets, samples))
+    return _by_samples
+
+
+def _by_samples(loss: Tensor, _targets: Any, samples: int) -> Share:
+    return loss, samples
 
 
 def _class_weight(criterion: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor, samples: int) -> Tensor | int:

@@ -221,7 +221,7 @@ def test_a_user_s_own_module_is_found_in_the_current_folder(gradstep) -> None:
     )
     (gradstep.folder / "own.yaml").write_text(
         "data: {train: ours:Set, valid: 0.25}\nmodel: {class: ours:Net, width: 4}\n"
-        "criterion: {terms: {mse: MSELoss, mae: L1Loss}, weights: {mae: 0.1}}\nunpack: ours:unpack\n"
+        "criterion: {terms: {square: MSELoss, size: L1Loss}, weights: {size: 0.1}}\nunpack: ours:unpack\n"
         "forward: ours:forward\noptimizer: {name: Adam, lr: 1e-2}\nbatch_size: 16\nsteps: 30\n"
         "metrics: [mse, ours:gap]\nmonitor: {name: valid/gap, mode: min}\npatience: 20 epochs\n"
     )
@@ -230,7 +230,7 @@ def test_a_user_s_own_module_is_found_in_the_current_folder(gradstep) -> None:
     assert "best      valid/gap" in out
     record = rows(gradstep.folder / "runs" / "0001-own" / "metrics.jsonl")
     measured = next(row for row in record if row["kind"] == "valid")
-    assert {"valid/loss", "valid/mse", "valid/mae", "valid/gap"} <= set(measured)
+    assert {"valid/loss", "valid/square", "valid/size", "valid/mse", "valid/gap"} <= set(measured)
     assert gradstep("evaluate", "1", "train")[0] == 0
     assert gradstep("predict", "1", "valid")[1].splitlines()[0] == "index,output"
 

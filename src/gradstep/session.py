@@ -241,7 +241,8 @@ class Session:
         lines += facts.of_model(state)
         lines += facts.of_rates(state, training.rate, self.clock)
         lines += [("plan", str(training.plan))]
-        lines += [("note", note) for note in (*training.notes, *notes)]
+        while_training = ["train/ is taken while training, as the weights move; evaluate_train adds a clean pass."]
+        lines += [("note", note) for note in (*training.notes, *notes, *while_training)]
         if self._place is not None:
             lines += [("run", str(self._place.path))]
         if resumed and state.step:

@@ -9,7 +9,6 @@ import yaml
 
 from gradstep.errors import RecipeError
 
-
 _DEEPEST = 50
 
 

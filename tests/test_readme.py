@@ -1,0 +1,52 @@
+"""Every command in the README runs, in the order that it stands there; so does its Python."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.test_house import ROOT, commands
+
+README = (ROOT / "README.md").read_text()
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+LEAVES_WITH = {"gradstep train digits --interrupt-at 2": 3}
+
+
+def test_every_gradstep_command_runs_in_order(tmp_path: Path, mnist: Path) -> None:
+    typed = [command for command in commands(README) if "gradstep " in command and not command.startswith("git")]
+    assert len(typed) >= 9
+    where = {**ENVIRONMENT, "GRADSTEP_DATA": str(mnist.parent)}
+    for command in typed:
+        bare = command.removeprefix("GRADSTEP_DATA=../shared/data ")
+        words = bare.split(" > ")
+        done = subprocess.run(shlex.split(words[0]), cwd=tmp_path, env=where, capture_output=True, text=True)
+        assert done.returncode == LEAVES_WITH.get(bare, 0), f"{command}\n{done.stdout}{done.stderr}"
+        if len(words) > 1:
+            (tmp_path / words[1]).write_text(done.stdout)
+        if "train mnist" in bare:
+            reached = float(re.search(r"^test .*accuracy ([\d.]+)", done.stdout, flags=re.MULTILINE)[1])
+            assert reached >= 0.985, done.stdout
+            assert re.search(r"best .* at epoch [1-5],", done.stdout)
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 360
+
+
+def test_make_demo_reaches_what_the_recipe_states(tmp_path: Path) -> None:
+    """The Makefile's own line, with the environment that is there instead of a new one."""
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    done = subprocess.run(["make", "-o", ".venv/ready", "demo"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reached = float(re.search(r"^best .*valid/accuracy ([\d.]+)", done.stdout, flags=re.MULTILINE)[1])
+    assert reached >= 0.97
+    shown = re.search(r"```text\n(.*?)```", README, flags=re.DOTALL)[1]
+    labels = [line[:10].strip() for line in shown.splitlines() if not line.startswith(" ") and line]
+    assert all(re.search(rf"^{label}", done.stdout, flags=re.MULTILINE) for label in labels)
+
+
+def test_the_python_in_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "Best(metric='valid/accuracy'" in done.stdout

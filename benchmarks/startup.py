@@ -35,8 +35,8 @@ images = (images - images.mean()) / images.std()
 net = nn.Sequential(
     nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
     nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
-optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-batch = torch.randperm(len(images))[:32]
+optimizer = torch.optim.SGD(net.parameters(), lr=0.03, momentum=0.9)
+batch = torch.randperm(len(images))[:16]
 optimizer.zero_grad()
 loss = nn.functional.cross_entropy(net(images[batch]), labels[batch])
 loss.backward()

@@ -51,7 +51,7 @@ def test_train_leaves_the_folder_of_the_design(gradstep) -> None:
     assert left == documents | {"metrics.jsonl", "timing.jsonl", "model.safetensors"} | steps
     assert (gradstep.folder / "runs" / "latest").resolve() == run
     assert (run / "command.txt").read_text() == "gradstep train digits epochs=2 batch_size=128 --name first\n"
-    assert "optimizer: {name: SGD, lr: 0.05, momentum: 0.9}" in out  # row P9: the choices are echoed
+    assert "optimizer: {name: SGD, lr: 0.03, momentum: 0.9}" in out  # row P9: the choices are echoed
     assert str(run.relative_to(gradstep.folder) / "model.safetensors") in out
     assert "next      gradstep evaluate runs/0001-first" in out
 

@@ -205,6 +205,7 @@ class Session:
         """The test, with the weights that were chosen; those weights where they can be found; the last lines."""
         state = self.state
         self._recorder.read(state.step)
+        self._console.close()
         if "test" in self._feeds and self._paused is None:
             with self._run().chosen():
                 values = self._score("test")

@@ -72,7 +72,7 @@ def duration(seconds: float) -> str:
         return f"{seconds * 1000:.0f}ms"
     if seconds < 10:
         return f"{seconds:.1f}s"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -53,6 +53,27 @@ class Broken(Dataset):
     def __getitem__(self, index):
         return {}["missing"]
 
+class Listed(Dataset):
+    samples = train
+    def __len__(self):
+        return 12
+    def __getitem__(self, index):
+        return self.samples[0][index], self.samples[1][index]
+
+class NotNumbers(Listed):
+    samples = not_numbers
+
+class Outside(Listed):
+    samples = outside
+
+rows = (pair()[0], pair()[1][:, None])
+
+def bad_schedule(step, base):
+    raise LookupError("no such step")
+
+def no_rate(step, base):
+    return "0.1"
+
 class Net(nn.Module):
     def __init__(self, width=3):
         super().__init__()
@@ -151,6 +172,14 @@ CASES: dict[str, list[str]] = {
     "a duration of nothing": ["evaluate_every=0 epochs"],
     "a missing key": ["optimizer=null"],
     "a plan that is not there": ["plan=measured"],
+    "a key that is not there yet": ["micro_batch=2"],
+    "a setting beside terms": ["criterion={terms: {a: CrossEntropyLoss}, weihgts: {a: 2.0}}"],
+    "a label per row": ["data.train=mine:rows"],
+    "an interruption at the end": ["--interrupt-at", "1"],
+    "a schedule that raises": ["schedule=mine:bad_schedule"],
+    "a schedule that gives no rate": ["schedule=mine:no_rate"],
+    "numbers that are none, in a data set": ["data.train=mine:NotNumbers"],
+    "labels outside the model's range, in a data set": ["data.train=mine:Outside"],
     "an unknown optimizer": ["optimizer.name=Adamm"],
     "an unknown optimizer option": ["optimizer.learning_rate=0.1"],
     "an optimizer option of the wrong type": ["optimizer.lr=fast"],

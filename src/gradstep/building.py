@@ -259,6 +259,10 @@ def _optimizer(spec: Mapping[str, Any]) -> Callable[[Any], torch.optim.Optimizer
 def build_criterion(spec: Mapping[str, Any], where: str = "criterion") -> Any:
     """A loss of torch.nn, an object of the user's, or named terms of either."""
     if "terms" in spec:
+        for part in spec:
+            if part not in ("terms", "weights"):
+                hint = nearest(part, ["terms", "weights"])
+                raise RecipeError(f"{where}: there is no '{part}' beside terms; there is weights.{hint}")
         terms = {
             name: build_criterion({"name": each} if isinstance(each, str) else each, f"{where}.terms.{name}")
             for name, each in spec["terms"].items()
@@ -267,9 +271,8 @@ def build_criterion(spec: Mapping[str, Any], where: str = "criterion") -> Any:
     options = dict(spec)
     name = _name(options, where, "CrossEntropyLoss")
     if ":" not in name:
-        loss = getattr(nn, name, None)
         tensors = {n: torch.tensor(v) if isinstance(v, list) else v for n, v in options.items()}  # class weights
-        return _call(loss, tensors, where, name) if inspect.isclass(loss) else named_loss(name)
+        return _call(named_loss(name), tensors, where, name)
     found = find_object(name, where)
     return _call(found, options, where, name) if options or inspect.isclass(found) else found
 

@@ -20,6 +20,7 @@ from gradstep.metrics import MetricSet
 from gradstep.update import Terms, Update, read_loss
 
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_FEW = 1000  # samples; reading so many takes a moment, whatever they are
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
@@ -37,14 +38,29 @@ def look(update: Update, metrics: MetricSet, feeds: dict[str, Any]) -> list[str]
         with untouched(update.model, update.criterion), kept_streams(feed.device), torch.no_grad():
             inputs, targets = _unpacked(update, _two_samples(feed))
             outputs = _outputs(update, inputs, what)
+            _hold_all_labels(update, feed, outputs)
             terms = _loss(update.criterion, outputs, targets, tree.samples(inputs) or 1, what)
             _metrics(metrics.fresh(feed.device), outputs, targets)
-        for criterion in _criteria(update.criterion):
-            if isinstance(criterion, _CLASSES) and isinstance(outputs, Tensor) and outputs.dim() > 1:
-                _hold_labels(feed, outputs.shape[1], criterion.ignore_index, update)
-    if "train" in feeds and isinstance(feeds["train"], Feed):
-        _last_batch_of_one(update, feeds["train"])
+            if feed.checks and len(feed.source) <= _FEW:
+                _read_all(feed)
     return terms
+
+
+def _read_all(feed: Feed) -> None:
+    """A few samples that don't lie in memory are all read, for what is wrong with them."""
+    try:
+        for _ in feed.once():
+            pass
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"{feed.what}: reading it raised {_named(error)}{raised_at(error)}.") from error
+
+
+def _hold_all_labels(update: Update, feed: Feed, outputs: Any) -> None:
+    for criterion in _criteria(update.criterion):
+        if isinstance(criterion, _CLASSES) and isinstance(outputs, Tensor) and outputs.dim() > 1:
+            _hold_labels(feed, outputs.shape[1], criterion.ignore_index, update)
 
 
 def _two_samples(feed: Feed) -> Any:
@@ -100,9 +116,14 @@ def _loss(criterion: Any, outputs: Any, targets: Any, samples: int, what: str) -
     shapes = f"outputs {tree.describe(outputs)} and targets {tree.describe(targets)} of {what}"
     for each in _criteria(criterion):
         if isinstance(each, _ELEMENTWISE) and isinstance(targets, Tensor) and outputs.shape != targets.shape:
+            way_out = (
+                f"Give both one shape: targets.reshape({list(outputs.shape)})."
+                if outputs.numel() == targets.numel()
+                else "It compares element by element; class numbers are for CrossEntropyLoss."
+            )
             raise ModelError(
                 f"{type(each).__name__} would broadcast the {shapes} against each other, which is hardly meant. "
-                "Give both one shape, for instance targets[:, None]."
+                + way_out
             )
     try:
         value = criterion(outputs, targets)
@@ -120,9 +141,11 @@ def _loss(criterion: Any, outputs: Any, targets: Any, samples: int, what: str) -
 def _target_hint(criterion: Any, targets: Any) -> str:
     if not isinstance(targets, Tensor):
         return ""
-    if any(isinstance(each, _CLASSES) for each in _criteria(criterion)) and targets.dtype != torch.int64:
-        return f" It takes class numbers as int64, and these are {targets.dtype}: targets.long()."
-    if not targets.is_floating_point():
+    if any(isinstance(each, _CLASSES) for each in _criteria(criterion)):
+        if targets.dtype != torch.int64:
+            return f" It takes class numbers as int64, and these are {targets.dtype}: targets.long()."
+        return " It takes one class number per sample: targets.squeeze(1)." if targets.dim() == 2 else ""
+    if not targets.is_floating_point() and str(type(criterion).__name__).endswith("Loss"):
         return f" It takes floats, and the targets are {targets.dtype}: targets.float()."
     return ""
 
@@ -164,7 +187,7 @@ def _labels(source: Source, update: Update) -> Any:
     return targets_in_memory(source) if update.unpack.__module__.startswith("gradstep.") else None
 
 
-def _last_batch_of_one(update: Update, feed: Feed) -> None:
+def last_batch_of_one(update: Update, feed: Feed) -> None:
     """BatchNorm can't train on one value per channel, and would say so at the end of the first epoch."""
     alone = feed.samples % feed.batch_size == 1 or feed.batch_size == 1
     if not alone or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in update.model.modules()):

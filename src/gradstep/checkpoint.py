@@ -29,14 +29,14 @@ _NAME = re.compile(r"step-(\d{8,})")
 _FILES = {"model.safetensors", "optimizer.safetensors", "criterion.safetensors", "state.json"}
 
 
-def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, Any]) -> Path:
+def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> Path:
     """Writes the checkpoint of `step` under `folder` and returns its path; StorageError leaves older ones alone."""
     target = folder / f"step-{step:08d}"
     temporary = folder / f".tmp-{step:08d}-{os.getpid()}"
     shutil.rmtree(_trash(target), ignore_errors=True)
     # Copying to the CPU waits for the device: the one place where saving does.
     files = {f"{name}.safetensors": to_safetensors(group) for name, group in tensors.items()}
-    files["state.json"] = to_json(numbers)
+    files["state.json"] = to_json(values)
     sums = {name: [len(content), hashlib.sha256(content).hexdigest()] for name, content in files.items()}
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,10 +68,10 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
             for name, content in files.items()
             if name.endswith(".safetensors")
         }
-        numbers = json.loads(files["state.json"])
+        values = json.loads(files["state.json"])
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: can't be read ({error}).") from error
-    return tensors, numbers
+    return tensors, values
 
 
 def steps(folder: Path) -> list[int]:
@@ -91,16 +91,28 @@ def newest(folder: Path, accept: Callable[[Mapping[str, Any]], bool] = lambda _:
     rejected: list[str] = []
     for step in reversed(steps(folder)):
         try:
-            numbers = json.loads(_verified(at(folder, step))["state.json"])
+            values = json.loads(_verified(at(folder, step))["state.json"])
         except CheckpointError as error:
             rejected.append(str(error))
         else:
-            if accept(numbers):
+            if accept(values):
                 return at(folder, step), rejected
             rejected.append(f"{at(folder, step)}: is within an epoch; this version goes on from an epoch's end.")
     if rejected:
         raise CheckpointError("no checkpoint is valid, and none was touched:\n  " + "\n  ".join(rejected))
     return None, rejected
+
+
+def numbers(folder: Path, step: int) -> dict[str, Any]:
+    """The numbers of a checkpoint, unverified."""
+    found: dict[str, Any] = json.loads((at(folder, step) / "state.json").read_bytes())
+    return found
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half done. Only for who has the run to himself."""
+    for left in (*folder.glob(".tmp-*"), *folder.glob(".trash-*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def prune(folder: Path, keep: int, protected: Iterable[int | None]) -> None:

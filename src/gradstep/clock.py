@@ -28,6 +28,14 @@ class Duration:
             raise RecipeError(f"{what}: {text!r} is not a duration. Write a number with its unit, as in {hint}.")
         return cls(int(match[1]), match[2])
 
+    @classmethod
+    def positive(cls, text: object, what: str) -> Duration:
+        """The same, and longer than nothing."""
+        duration = cls.parse(text, what)
+        if duration.amount < 1:
+            raise RecipeError(f"{what}: '{duration}' is no positive length.")
+        return duration
+
     def __str__(self) -> str:
         return f"{self.amount} {self.unit}{'' if self.amount == 1 else 's'}"
 

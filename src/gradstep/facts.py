@@ -14,7 +14,9 @@ import torch
 from gradstep import tree
 from gradstep.clock import Clock
 from gradstep.data import Feed, Source, Transform, targets_in_memory
+from gradstep.data.order import VERSION
 from gradstep.schedules import Rate
+from gradstep.setup import Training
 from gradstep.state import TrainState
 from gradstep.update.criterion import describe
 
@@ -91,6 +93,25 @@ def about_data(source: Source | None) -> dict[str, Any]:
         "samples": len(source),
         "classes": list(source.classes) if source.classes else None,
         "transforms": [transform.document() for transform in transforms],
+    }
+
+
+def meaning(training: Training) -> dict[str, Any]:
+    """What a resume must find as it was. A step means more than this: data and code are not looked at."""
+    state, feed, rate = training.state, training.feed, training.rate
+    source = feed if isinstance(feed, Feed) else None
+    base = state.base_rates[0] if state.base_rates else 1.0
+    # A schedule is known by what it gives at two steps, so that a longer run may go on with the same one.
+    some = [rate(step, base) for step in (0, training.clock.steps_per_epoch)] if rate else None
+    return {
+        "the order's algorithm": VERSION,
+        "seed": state.seed,
+        "the number of training samples": len(source.source) if source else None,
+        "batch_size": source.batch_size if source else None,
+        "the number of steps in an epoch": training.clock.steps_per_epoch,
+        "the criterion": describe(state.criterion),
+        "the learning rate": list(state.base_rates),
+        "the schedule": some,
     }
 
 

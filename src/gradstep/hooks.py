@@ -70,8 +70,13 @@ class Events:
     @classmethod
     def of(cls, hooks: Iterable[Any]) -> Events:
         """RecipeError for a hook that has none of the methods, or one whose name is not among them."""
-        hooks = list(hooks)
+        if not isinstance(hooks, (list, tuple)):
+            raise RecipeError(
+                f"hooks: {type(hooks).__name__} is no list of hooks. Write [{type(hooks).__name__}(...)]."
+            )
         for hook in hooks:
+            if isinstance(hook, type):
+                raise RecipeError(f"hooks: {hook.__name__} is a class. Give an object of it: {hook.__name__}(...).")
             own = [name for name in dir(hook) if name.startswith("on_")]
             wrong = [name for name in own if name not in EVENTS]
             if wrong or not own:

@@ -12,7 +12,6 @@ import torch
 
 from gradstep import checkpoint
 from gradstep.clock import Clock, Duration
-from gradstep.data.order import VERSION
 from gradstep.errors import CheckpointError, DivergedError, RecipeError, nearest
 from gradstep.record import Journal
 from gradstep.rundir import RunDir
@@ -29,34 +28,39 @@ class Policy:
     @classmethod
     def parse(cls, given: Any) -> Policy:
         """`{"every": "1 epoch", "keep": 2}`, either of which may be left out, or a duration alone."""
-        given = {"every": given} if isinstance(given, (str, Duration)) else dict(given or {})
+        given = {"every": given} if isinstance(given, (str, Duration)) else given or {}
+        if not isinstance(given, Mapping):
+            raise RecipeError(f"checkpoint: {given!r} is not like {{'every': '1 epoch', 'keep': 2}}.")
         for name in given:
             if name not in ("every", "keep"):
                 raise RecipeError(
                     f"checkpoint: there is no '{name}'; there are every, keep.{nearest(name, ['every', 'keep'])}"
                 )
         keep = given.get("keep", 2)
-        if not isinstance(keep, int) or keep < 1:
+        if type(keep) is not int or keep < 1:
             raise RecipeError(f"checkpoint.keep: {keep!r} is no positive number; the newest is always kept.")
-        every = Duration.parse(given.get("every", "1 epoch"), "checkpoint.every")
-        if every.amount < 1:
-            raise RecipeError("checkpoint.every: 0 is no positive length.")
-        return cls(every, keep)
+        return cls(Duration.positive(given.get("every", "1 epoch"), "checkpoint.every"), keep)
 
 
 @dataclass(slots=True)
 class Keeper:
-    """`about` is what a checkpoint says of the data: class names and transforms."""
+    """`about` is what a checkpoint says of the data: class names and transforms.
+
+    `meaning` is what makes the run this run and no other: a resume must not find it changed.
+    """
 
     place: RunDir | None
     policy: Policy
     about: Mapping[str, Any]
+    meaning: Mapping[str, Any]
     best: Tensors = field(default_factory=dict)  # in memory, only where there is no place
 
     def save(self, state: TrainState, clock: Clock, journal: Journal) -> Path | None:
         """The last act of a step. Refuses parameters that are not numbers."""
         for name, parameter in state.model.named_parameters():
-            if not bool(parameter.isfinite().all()):  # waits for the device, as saving does anyway
+            if parameter.requires_grad and not bool(
+                parameter.isfinite().all()
+            ):  # waits for the device, as saving does anyway
                 raise DivergedError(
                     f"after step {state.step}, '{name}' is no longer all numbers: the training has diverged and this "
                     "state was not saved. Try a smaller learning rate (optimizer.lr)."
@@ -65,11 +69,15 @@ class Keeper:
             if state.standing.best_step == state.step:
                 self.best = {name: value.clone() for name, value in module_tensors(state.model).items()}
             return None
-        numbers = state.numbers() | {"log_offset": journal.offset(), "order": VERSION, "data": dict(self.about)}
+        numbers = state.numbers() | {"log_offset": journal.offset(), "data": dict(self.about)}
+        numbers |= {"meaning": dict(self.meaning)}
         folder = self.place.checkpoints
         path = checkpoint.write(folder, state.step, state.tensors(), numbers)
         goes_on = max((step for step in checkpoint.steps(folder) if self._resumable(step, clock)), default=None)
-        checkpoint.prune(folder, self.policy.keep, [state.standing.best_step, goes_on])
+        kept = {*checkpoint.steps(folder)[-self.policy.keep :], goes_on}
+        # A checkpoint that may be gone on from needs the best that it knows of, which need not be the best by now.
+        bests = [checkpoint.numbers(folder, step)["standing"]["best_step"] for step in kept if step is not None]
+        checkpoint.prune(folder, self.policy.keep, [*bests, goes_on])
         return path
 
     @staticmethod
@@ -92,11 +100,8 @@ class Keeper:
         if path is None:
             return 0, notes
         tensors, numbers = checkpoint.read(path)
-        for what, then, now in (
-            ("the order's algorithm", numbers["order"], VERSION),
-            ("the number of training samples", numbers["data"].get("samples"), self.about.get("samples")),
-        ):
-            if then != now:
+        for what, now in self.meaning.items():
+            if (then := numbers["meaning"].get(what)) != now:
                 raise CheckpointError(f"{path}: {what} was {then} and is {now}: the run can't go on as it began.")
         state.load(tensors, numbers)
         checkpoint.set_aside(self.place.checkpoints, state.step)

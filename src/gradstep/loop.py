@@ -16,7 +16,7 @@ from gradstep.check import look
 from gradstep.metrics import MetricSet
 from gradstep.run import Run
 from gradstep.session import Session
-from gradstep.setup import Training, assemble
+from gradstep.setup import Training, assemble, yes_or_no
 from gradstep.update import Outcome
 
 
@@ -123,15 +123,15 @@ def fit(
         criterion: `(outputs, targets)` to a scalar, one loss per sample (averaged), or a dict of named terms (summed).
         train: `(inputs, targets)` of tensors or arrays, a map-style data set, a DataLoader with a plain sampler, a
             source of `gradstep.data`, an iterable of whole batches with a length, or a feed.
-        valid: the same; evaluated every `evaluate_every`, and after the last step.
+        valid: the same but for a feed; evaluated every `evaluate_every`, and after the last step.
         test: the same; evaluated once, at the end, with the weights that validation chose.
         optimizer: a torch optimizer, or a function of the parameters that makes one.
         epochs, steps: how long; one of the two.
         batch_size: the samples of one optimizer step. The last batch of an epoch is smaller unless `drop_last`.
         schedule: a function `(step, base) -> rate`, or one of `gradstep.schedules`; nothing leaves the rate alone.
         metrics: names, functions of `(outputs, targets)`, objects with update, compute and reset; or a dict of them.
-        monitor: the metric that chooses the best, as `"valid/loss"` or `{"name": ..., "mode": "min"}`; the first of
-            `metrics` unless given, else the loss.
+        monitor: the metric that chooses the best, as `"valid/loss"` or `{"name": ..., "mode": "min"}`; unless given,
+            the first of `metrics` that knows whether higher is better, else the loss. It is printed before training.
         patience: `"3 epochs"` without a new best, or `{"falls": 1}`, ends the training.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         workers: processes that load a map-style data set; every batch is the same for any number of them.
@@ -140,7 +140,8 @@ def fit(
         checkpoint: `{"every": "1 epoch", "keep": 2}`; the best is kept besides. Only with `out`.
         hooks: objects that watch; see `gradstep.hooks`.
         out: the folder that holds runs; this one gets a folder of its own in it, called number-`name`.
-        resume: True goes on with the newest run in `out`, or starts the first; a path goes on with that run.
+        resume: True goes on with the newest run in `out` (of `name`, if given), or starts the first; a path goes on
+            with that run. A run goes on from the end of an epoch.
         unpack: `batch -> (inputs, targets)`, where a batch is not that pair.
         forward: `(model, inputs) -> outputs`, where that is not `model(inputs)`.
 
@@ -169,6 +170,7 @@ def fit(
         unpack=unpack,
         forward=forward,
     )
+    yes_or_no("evaluate_train", evaluate_train)
     session = Session(
         training,
         {"valid": valid, "test": test, "train_clean": train if evaluate_train else None},

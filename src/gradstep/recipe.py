@@ -47,6 +47,17 @@ SYNONYMS = {
 }
 
 
+# What the design has and this version does not: refused by name, with what there is instead.
+NOT_YET = {
+    "micro_batch": "a batch is taken in one pass",
+    "clip": "gradients are not clipped",
+    "ema": "the weights are not averaged",
+    "precision": "everything is computed in the model's own dtype",
+    "init": "the model initialises itself, under the recipe's seed",
+    "groups": "the optimizer has one group; from Python, give an optimizer of your own",
+}
+
+
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
@@ -285,6 +296,8 @@ def _docstring(path: str) -> str:
 
 def _unknown(key: str, prefix: str, known: list[str]) -> str:
     called = SYNONYMS.get(key.lower(), "").format(key)
+    if not prefix and key in NOT_YET:
+        return f"'{key}' is not in this version yet: {NOT_YET[key]}."
     if not prefix and called:
         return f"there is no key '{key}'. It is called '{called}' here."
     where = f" in '{prefix}'" if prefix else ""

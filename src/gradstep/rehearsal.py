@@ -14,27 +14,20 @@ from typing import Any
 
 import torch
 
-from gradstep import checkpoint, facts
-from gradstep import metrics as metrics_room
-from gradstep.check import look
+from gradstep import checkpoint
 from gradstep.errors import StorageError
-from gradstep.evaluation import evaluation_feed, measure
+from gradstep.evaluation import measure
 from gradstep.keys import kept_streams, key, seed_model
 from gradstep.record.stopwatch import duration
-from gradstep.setup import Training
+from gradstep.session import Session
 
 
-def rehearse(training: Training, others: dict[str, Any], metrics: Any, batch_size: int | None) -> Iterator[str]:
+def rehearse(session: Session) -> Iterator[str]:
     """Does it and yields a line for each thing that worked, with its time. Raises what would go wrong."""
+    training = session.training
     state, update, device = training.state, training.update, training.device
-    measured = metrics_room.resolve(metrics)
-    feeds = {
-        what: evaluation_feed(data, what, batch_size, device, 0, state.seed)
-        for what, data in others.items()
-        if data is not None
-    }
-    look(update, measured, {"train": training.feed, **feeds})
-    for label, text in facts.of_data({"train": training.feed, **feeds}):
+    feeds = {what: feed for what, feed in session.feeds.items() if what != "train"}
+    for label, text in session.facts():
         yield f"{label:<10}{text}"
     began = time.perf_counter()
     with training.training_mode(), kept_streams(device):
@@ -61,7 +54,7 @@ def rehearse(training: Training, others: dict[str, Any], metrics: Any, batch_siz
             state.model,
             state.criterion,
             _First(feed),
-            measured,
+            session.metrics,
             seed=state.seed,
             unpack=update.unpack,
             forward=update.forward,

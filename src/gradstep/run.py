@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from gradstep.data import Feed, Transform, as_source
+from gradstep.data import Feed, Transform, adapt, as_source
 from gradstep.evaluation import choose_device, outputs_of
 from gradstep.record.journal import Row
 from gradstep.state import Tensors, TrainState, load_module, module_tensors
@@ -63,11 +63,11 @@ class Run:
 def predict(run: Run, data: Any, *, batch_size: int = 256, device: str = "auto", workers: int = 0) -> Any:
     """The outputs of a run's chosen weights for each sample of `data`, in order, on the CPU.
 
-    `data` is anything `fit` trains on, targets included, or one tensor of inputs. The transforms that the run was
-    trained with, as they were measured then, are applied to data that has none of its own.
+    `data` is one tensor of inputs, or samples by number as `fit` trains on them, targets included. The
+    transforms that the run was trained with, as they were measured then, are applied to data that has none of its own.
     """
     bare = not isinstance(data, tuple) and hasattr(data, "shape")
-    source = as_source((data, data), "data") if bare else as_source(data, "data")
+    source = as_source((data, data), "data") if bare else adapt(data, "data").source
     if run.transforms and not source.transforms:
         source = source.transformed(run.transforms)
     place = choose_device(device, run.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from contextlib import suppress
@@ -59,7 +60,7 @@ class RunDir:
     def create(cls, out: str | Path, name: str) -> RunDir:
         """A new folder under `out`, numbered after the highest there; `out/latest` then points at it."""
         out = Path(out)
-        if not re.fullmatch(r"[\w.+-]+", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
             raise OutputError(f"name: '{name}' is no name for a folder. Use letters, digits, and any of . _ + -")
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -79,8 +80,41 @@ class RunDir:
         return cls(path)
 
     @classmethod
+    def choose(
+        cls, out: str | Path | None, name: str | None, otherwise: str, resume: bool | str | Path
+    ) -> tuple[RunDir | None, bool]:
+        """`(the folder of a run, whether it is an earlier run's)`; None where it is to leave nothing.
+
+        A new one is called `name`, or `otherwise`. To resume is to take the run at a path, or the newest in `out` (of
+        `name`, if that is given); where there is none yet, it begins.
+        """
+        if isinstance(resume, (str, Path)):
+            return cls.find(resume, out or "runs"), True
+        if out is None and not resume:
+            return None, False
+        if not isinstance(out, (str, Path)):
+            raise OutputError(f"out: {out!r} is not the path of a folder that holds runs.")
+        if resume:
+            with suppress(OutputError):
+                return cls.find(name, out), True
+        return cls.create(out, name or otherwise), False
+
+    def held(self) -> int:
+        """A lock that this process has until it closes the descriptor or ends. OutputError if another has it.
+
+        The lock is on the folder of checkpoints itself, so that no file of it is left anywhere.
+        """
+        descriptor = os.open(self.checkpoints, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise OutputError(f"{self.path} is being trained by another process. Wait for it, or stop it.") from None
+        return descriptor
+
+    @classmethod
     def find(cls, given: str | Path | None, out: str | Path = "runs") -> RunDir:
-        """The run at a path, or of a name or number under `out`; the newest one there when nothing is given."""
+        """The run at a path, or the newest of a name or number under `out`; the newest there when nothing is given."""
         out = Path(out)
         runs = sorted((p for p in _entries(out) if _RUN.fullmatch(p.name)), key=lambda p: int(p.name.split("-")[0]))
         if given is None:

@@ -5,6 +5,7 @@ The order in which these happen is `fit`'s; here is only what each of them is.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ from typing import Any
 
 from gradstep import checkpoint, facts
 from gradstep import metrics as metrics_room
-from gradstep.check import look
+from gradstep.check import last_batch_of_one, look
 from gradstep.clock import Duration
-from gradstep.data import Feed
-from gradstep.errors import OutputError, RecipeError
+from gradstep.data import Feed, OwnOrder
+from gradstep.errors import RecipeError
 from gradstep.evaluation import evaluation_feed, measure
 from gradstep.hooks import About, Events, Request
 from gradstep.interrupt import Interruption
@@ -25,7 +26,7 @@ from gradstep.keys import kept_streams
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.run import Best, Run
 from gradstep.rundir import RunDir
-from gradstep.setup import Training
+from gradstep.setup import Training, yes_or_no
 from gradstep.step import rates_at
 from gradstep.stopping import Monitor, Patience, judge
 from gradstep.update import Outcome, Sharing
@@ -53,43 +54,68 @@ class Session:
         resume: bool | str | Path,
         quiet: bool,
     ) -> None:
+        yes_or_no("quiet", quiet)
         self.training, self.state, self.clock = training, training.state, training.clock
-        self._metrics = metrics_room.resolve(metrics)
+        self.metrics = metrics_room.resolve(metrics)
         self._feeds: dict[str, Any] = {
             what: evaluation_feed(data, what, batch_size, training.device, workers, training.state.seed)
             for what, data in others.items()
             if data is not None
         }
-        terms = look(training.update, self._metrics, {"train": training.feed, **self._feeds})
-        self._metrics.refuse(["loss", *terms])
+        if isinstance(training.feed, OwnOrder) and any(
+            isinstance(feed, OwnOrder) and feed.batches is training.feed.batches for feed in self._feeds.values()
+        ):
+            raise RecipeError(
+                "train gives whole batches in its own order, and can't be read for an evaluation meanwhile."
+            )
+        if isinstance(training.feed, Feed) and self.clock.total >= training.feed.steps_per_epoch:
+            last_batch_of_one(training.update, training.feed)
+        self.feeds = {"train": training.feed, **self._feeds}
+        terms = look(training.update, self.metrics, self.feeds)
+        self.metrics.refuse(["loss", *terms])
         self.state.tensors()  # what can't be saved is refused now, and not at the first checkpoint
-        names = ["loss", *terms, *self._metrics.metrics]
-        self._monitor = (
-            Monitor.parse(monitor, names, self._metrics.higher_is_better) if "valid" in self._feeds else None
-        )
+        names = ["loss", *terms, *self.metrics.metrics]
+        self._monitor = Monitor.parse(monitor, names, self.metrics.higher_is_better) if "valid" in self._feeds else None
         self._patience = Patience.parse(patience)
         if self._monitor is None and (monitor is not None or patience is not None):
             raise RecipeError("monitor and patience look at the validation, and there is no valid= data.")
-        self._every = _positive("evaluate_every", evaluate_every)
-        self._log_every = self.clock.steps(_positive("log_every", log_every))
+        self._every = Duration.positive(evaluate_every, "evaluate_every")
+        self._log_every = self.clock.steps(Duration.positive(log_every, "log_every"))
         self._policy = Policy.parse(checkpoint)
         self._events, self._interruption = Events.of(hooks), Interruption()
         self._console = Console(quiet)
-        self._out, self._name, self._resume = out, name or type(self.state.model).__name__.lower(), resume
-        self._over = self._improved = False
-        self._paused: str | None = None
+        self._out, self._name, self._resume = out, name, resume
+        self._done = self._improved = self._improved_since_line = False
+        self._wants_pause: str | None = None
         self._save_asked = False
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Inside, the run has its folder, its records are open, the model trains and the signals are heard."""
-        training = self.training
+        lines = self.facts()  # made before there is a folder, should anything in them fail
+        place, resumed = RunDir.choose(self._out, self._name, type(self.state.model).__name__.lower(), self._resume)
+        held = place.held() if place else None
+        try:
+            with self._started(place, resumed, lines):
+                yield
+        finally:
+            if held is not None:
+                os.close(held)
+
+    @contextmanager
+    def _started(self, place: RunDir | None, resumed: bool, lines: list[tuple[str, str]]) -> Iterator[None]:
+        training, self._place = self.training, place
         source = training.feed.source if isinstance(training.feed, Feed) else None
-        self._place, resumed = _place(self._out, self._name, self._resume)
-        self._keeper = Keeper(self._place, self._policy, facts.about_data(source))
+        self._keeper = Keeper(place, self._policy, facts.about_data(source), facts.meaning(training))
+        if resumed and place:
+            checkpoint.sweep(place.checkpoints)
         offset, notes = self._keeper.restore(self.state, self.clock) if resumed else (0, [])
-        self._facts(notes, resumed)
-        place = self._place
+        lines += [("note", note) for note in notes] + ([("run", str(place.path))] if place else [])
+        if resumed:
+            after = f"after step {self.state.step}, epoch {self.clock.epoch(self.state.step - 1)}"
+            lines += [("resumed", after if self.state.step else "from the very start: no epoch had ended")]
+        self._console.facts(lines)
+        self._console.line()
         if place and self.finished_before and place.weights.exists():
             offset = place.metrics.stat().st_size  # the rows after the last checkpoint are the test's
         journal = Journal(place.metrics, place.timing, offset) if place else Journal()
@@ -97,7 +123,7 @@ class Session:
         self._recorder = Recorder(
             self.clock,
             Ledger(Sharing(self.state.criterion), self._log_every, self.clock.steps_per_epoch),
-            self._metrics.fresh(training.device) if self._metrics.metrics else None,
+            self.metrics.fresh(training.device) if self.metrics.metrics else None,
             journal,
             self._console,
             watch,
@@ -127,10 +153,10 @@ class Session:
         """A step was done. Waits for the device only when it is time to show something."""
         self._recorder.step(outcome, self.state.samples, self._rates)
         self._events.tell("on_train_batch_end", self.state, outcome)
-        self._over = self.state.step >= self.clock.total
+        self._done = self.state.step >= self.clock.total
         self._improved = False
         if self._interruption.heard is not None:
-            self._pause(signal.Signals(self._interruption.heard).name)
+            self._wants_pause = signal.Signals(self._interruption.heard).name
         if self._events.requested:
             self._heed()
 
@@ -142,34 +168,35 @@ class Session:
     @property
     def evaluation_due(self) -> bool:
         """Every so often, and after the last step."""
-        last = self._over and self._paused is None
+        last = self.over and self._paused is None
         return bool(self._feeds) and (last or self.clock.due(self.state.step, self._every))
+
+    @property
+    def _paused(self) -> str | None:
+        """Who asked for a pause, unless there is nothing left to come back to."""
+        return None if self._done or self.state.standing.stopped else self._wants_pause
 
     def evaluate(self) -> None:
         """Validates, and judges: the best is updated and patience counted before any hook hears of it."""
         step = self.state.step
         self._recorder.read(step)  # a loss that is no number ends the run here, not after the evaluation
-        for what in ("train_clean", "valid"):
-            if what not in self._feeds:
-                continue
-            with self._recorder.stopwatch.away(evaluation=True):
-                values = self._score(what)
-            if what == "valid" and self._monitor is not None:
-                value = values[self._monitor.short]
-                if not isinstance(value, (int, float)):
-                    raise RecipeError(f"monitor: {self._monitor.name} is {value}, and one number is needed to compare.")
-                self._improved = judge(
-                    self.state.standing, self._monitor, self._patience, float(value), step, self.clock
-                )
-                row = self._recorder.measured(what, step, values, best=self._improved)
-                self._events.tell("on_validation_end", self.state, row)
-            else:
-                self._recorder.measured(what, step, values)
+        with self._recorder.stopwatch.away(evaluation=True):
+            measured = {what: self._score(what) for what in ("train_clean", "valid") if what in self._feeds}
+        if "train_clean" in measured:
+            self._recorder.measured("train_clean", step, measured["train_clean"])
+        if "valid" in measured and self._monitor is not None:
+            value = measured["valid"][self._monitor.short]
+            if not isinstance(value, (int, float)):
+                raise RecipeError(f"monitor: {self._monitor.name} is {value}, and one number is needed to compare.")
+            self._improved = judge(self.state.standing, self._monitor, self._patience, float(value), step, self.clock)
+            self._improved_since_line |= self._improved
+            row = self._recorder.measured("valid", step, measured["valid"], best=self._improved)
+            self._events.tell("on_validation_end", self.state, row)
         self._heed()
 
     def close_epoch(self) -> None:
         """The epoch's line, its hooks, and the start of the next."""
-        self._recorder.show_epoch(self._improved)
+        self._show_epoch()
         self._events.tell("on_epoch_end", self.state)
         self._heed()
         if self.state.step < self.clock.total and not self.state.standing.stopped:
@@ -179,18 +206,22 @@ class Session:
         """The last epoch need not be a whole one: what there is of it gets its row and its line."""
         if self.over and self._paused is None:
             self.end_epoch()
-            self._recorder.show_epoch(self._improved)
+            self._show_epoch()
 
     @property
     def over(self) -> bool:
         """Whether this was the last step of this process."""
-        return self._over or self.state.standing.stopped is not None or self._paused is not None
+        return self._done or self.state.standing.stopped is not None or self._paused is not None
 
     @property
     def save_due(self) -> bool:
-        """Every so often, when the best is new, when somebody asked, and at the end."""
+        """Every so often, when the best is new, when somebody asked, and at the end.
+
+        Where steps are counted, at an epoch's end too: this version goes on from there only.
+        """
         every = self.clock.due(self.state.step, self._policy.every)
-        return every or self._improved or self._save_asked or self.over
+        goes_on = self._policy.every.unit == "step" and self.clock.ends_epoch(self.state.step)
+        return every or goes_on or self._improved or self._save_asked or self.over
 
     def save(self) -> None:
         """The last act of a step: nothing of the state changes after it."""
@@ -211,7 +242,8 @@ class Session:
                 values = self._score("test")
             self._recorder.measured("test", state.step, values)
             self._console.line("test      " + "  ".join(_shown(values)))
-        self._keeper.publish(state)
+        if self._paused is None:
+            self._keeper.publish(state)  # the last thing: weights to use are there when the run is at its end
         self._events.tell("on_train_end", state)
         self._closing_lines()
 
@@ -236,21 +268,22 @@ class Session:
             if self._place is not None:
                 self.save()  # step 0: no run dies at its first checkpoint
 
-    def _facts(self, notes: list[str], resumed: bool) -> None:
+    def facts(self) -> list[tuple[str, str]]:
+        """What a person should know before training, as labels and texts."""
         state, training = self.state, self.training
         lines = facts.of_data({"train": training.feed, **self._feeds})
         lines += facts.of_model(state)
         lines += facts.of_rates(state, training.rate, self.clock)
         lines += [("plan", str(training.plan))]
+        if self._monitor is not None:
+            better = "higher" if self._monitor.higher else "lower"
+            lines += [("monitor", f"{self._monitor.name}, {better} is better")]
         while_training = ["train/ is taken while training, as the weights move; evaluate_train adds a clean pass."]
-        lines += [("note", note) for note in (*training.notes, *notes, *while_training)]
-        if self._place is not None:
-            lines += [("run", str(self._place.path))]
-        if resumed and state.step:
-            done = self.clock.epoch(state.step - 1)
-            lines += [("resumed", f"after step {state.step}, epoch {done}")]
-        self._console.facts(lines)
-        self._console.line()
+        return lines + [("note", note) for note in (*training.notes, *while_training)]
+
+    def _show_epoch(self) -> None:
+        self._recorder.show_epoch(self._improved_since_line)
+        self._improved_since_line = False
 
     def _closing_lines(self) -> None:
         state, best = self.state, self._run().best
@@ -262,8 +295,10 @@ class Session:
             where = f"epoch {self.clock.epoch(best.step - 1)}, step {best.step}"
             self._console.line(f"best      {best.metric} {best.value:.4f} at {where}")
         if self._place is not None:
-            self._console.line(f"saved     {self._place.weights}  (the {'best' if best else 'last'} weights)")
-            self._console.line(f"          {self._place.checkpoints}/  {self._place.metrics}")
+            if self._paused is None:
+                self._console.line(f"saved     {self._place.weights}  (the {'best' if best else 'last'} weights)")
+            label = "saved" if self._paused else ""
+            self._console.line(f"{label:<10}{self._place.checkpoints}/  {self._place.metrics}")
 
     def _tell_row(self, row: dict[str, Any]) -> None:
         """Rows are written when they are read, which is a matter of time: nothing can be asked for there."""
@@ -272,16 +307,12 @@ class Session:
         if len(self._events.requested) > before:
             raise RecipeError("hooks: on_row can't ask for anything, because when a row is read is a matter of time.")
 
-    def _pause(self, why: str) -> None:
-        if not self._over:  # after the last step there is nothing to come back to
-            self._paused = self._paused or why
-
     def _heed(self) -> None:
         """Takes up what hooks asked for. A pause leaves no row, or a run that is resumed would have another record."""
         requested, self._events.requested = self._events.requested, []
         for wish, who in requested:
             if Request.PAUSE in wish:
-                self._pause(who)
+                self._wants_pause = self._wants_pause or who
             if Request.SAVE in wish:
                 self._save_asked = True
                 self._recorder.read(self.state.step)  # first what was before, whenever it is read
@@ -297,7 +328,7 @@ class Session:
             self.state.model,
             self.state.criterion,
             self._feeds[what],
-            self._metrics,
+            self.metrics,
             seed=self.state.seed,
             unpack=update.unpack,
             forward=update.forward,
@@ -307,7 +338,7 @@ class Session:
         return rates_at(self.state, None)  # those the optimizer holds: of the step just done
 
     def _evaluations_left(self, step: int) -> int:
-        if "valid" not in self._feeds:
+        if not {"valid", "train_clean"} & set(self._feeds):
             return 0
         every = self.clock.steps(self._every)
         return -(-self.clock.total // every) - step // every
@@ -332,29 +363,6 @@ class Session:
             forward=training.update.forward,
             chosen_weights=self._keeper.chosen(state),
         )
-
-
-def _place(out: str | Path | None, name: str, resume: bool | str | Path) -> tuple[RunDir | None, bool]:
-    """`(the run's folder, whether it is an earlier run's)`."""
-    if isinstance(resume, (str, Path)):
-        return RunDir.find(resume, out or "runs"), True
-    if out is None:
-        if resume:
-            raise RecipeError("resume: there is nothing to go on with unless out= says where runs are.")
-        return None, False
-    if resume:
-        try:
-            return RunDir.find(None, out), True
-        except OutputError:
-            pass  # none yet: the first begins
-    return RunDir.create(out, name), False
-
-
-def _positive(name: str, given: Any) -> Duration:
-    duration = Duration.parse(given, name)
-    if duration.amount < 1:
-        raise RecipeError(f"{name}: {given!r} is no positive length.")
-    return duration
 
 
 def _shown(values: dict[str, Any]) -> list[str]:

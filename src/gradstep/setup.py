@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from gradstep.evaluation import choose_device
 from gradstep.plan import Plan
 from gradstep.schedules import Rate
 from gradstep.state import TrainState
-from gradstep.step import closure_step, step
+from gradstep.step import closure_step, put_rates, step
 from gradstep.update import Update
 
 
@@ -60,6 +61,8 @@ class Training:
         finally:
             for module, training in modes:
                 module.training = training
+            if self.rate is not None:  # the optimizer is the user's again, and its rates are those he gave
+                put_rates(self.state, self.state.base_rates)
 
 
 def assemble(
@@ -86,6 +89,7 @@ def assemble(
         _whole(name, value, least)
     _whole("workers", workers, 0)
     _whole("seed", seed, 0)
+    yes_or_no("drop_last", drop_last)
     if (epochs is None) == (steps is None):
         raise RecipeError("say how long to train: either epochs or steps" + (", not both." if epochs else "."))
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -96,14 +100,17 @@ def assemble(
         criterion.to(place)
     feed, notes = _feed(train, batch_size, drop_last, seed, workers, place)
     clock = Clock(feed.steps_per_epoch, steps or (epochs or 0) * feed.steps_per_epoch)
+    rate = None if schedule is None else schedules.resolve(schedule, clock)
     made = _optimizer(optimizer, model, criterion, notes)
     state = TrainState(model, made, criterion, seed)
-    asks_for_closure = inspect.signature(made.step).parameters["closure"].default is inspect.Parameter.empty
+    if rate is not None:
+        _probe(rate, state.base_rates, clock)
+    asks_for_closure = _asks_for_closure(made)
     return Training(
         state=state,
         feed=feed,
         update=Update(model, criterion, unpack=unpack, forward=forward),
-        rate=None if schedule is None else schedules.resolve(schedule, clock),
+        rate=rate,
         clock=clock,
         device=place,
         plan=Plan.decide(plan, dropout, place),
@@ -112,17 +119,46 @@ def assemble(
     )
 
 
+def _asks_for_closure(optimizer: Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _probe(rate: Rate, bases: list[float], clock: Clock) -> None:
+    """A schedule that can't give a rate says so now, and not in the middle of the run."""
+    for at in {0, clock.total // 2, clock.total - 1}:
+        for base in bases:
+            try:
+                value = rate(at, base)
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}{raised_at(error)}"
+                raise UserCodeError(f"schedule: asked for step {at} and base {base:g}, it raised {what}.") from error
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise RecipeError(f"schedule: asked for step {at} and base {base:g}, it gave {value!r}, no rate.")
+
+
 def _whole(name: str, value: Any, least: int) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise RecipeError(f"{name}: {value!r} is not a whole number of at least {least}.")
 
 
+def yes_or_no(name: str, value: Any) -> None:
+    """RecipeError for what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise RecipeError(f"{name}: {value!r} is neither True nor False.")
+
+
 def _feed(
     train: Any, batch_size: int | None, drop_last: bool, seed: int, workers: int, device: torch.device
 ) -> tuple[BatchFeed, list[str]]:
+    own = OwnFeed.opens(train) or OwnOrder.opens(train)
+    if own and (batch_size or drop_last or workers):
+        raise RecipeError(
+            "batch_size, drop_last and workers are train's own where it gives whole batches: leave them out."
+        )
     if OwnFeed.opens(train):
         return OwnFeed(train, device), []
-    if OwnOrder.opens(train):
+    if own:
         note = "train: whole batches come in their own order; gradstep vouches for its own only."
         return OwnOrder(train, device), [note]
     given = adapt(train, "train")
@@ -172,6 +208,8 @@ def _optimizer(given: Any, model: nn.Module, criterion: Any, notes: list[str]) -
     held = {id(p) for group in made.param_groups for p in group["params"]}
     if not held & set(own):
         raise ModelError("optimizer: it holds no parameter of this model. Was it made for another one, or a copy?")
+    if foreign := held - set(own):
+        notes.append(f"optimizer: {len(foreign)} of its parameters are neither the model's nor the criterion's.")
     left_out = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if left_out:
         notes.append(

@@ -70,12 +70,19 @@ class TrainState:
         }
 
     def load(self, files: Mapping[str, Tensors], numbers: Mapping[str, Any]) -> None:
-        """Becomes what was saved, in place: the user's model and optimizer stay the objects they are."""
-        load_module(self.model, files["model"])
-        if "criterion" in files:
-            if not isinstance(self.criterion, nn.Module):
-                raise CheckpointError("the checkpoint holds tensors of a criterion, and this one is a function.")
-            load_module(self.criterion, files["criterion"])
+        """Becomes what was saved, in place: the user's model and optimizer stay the objects they are.
+
+        Everything is looked at before anything is changed.
+        """
+        if "criterion" in files and not isinstance(self.criterion, nn.Module):
+            raise CheckpointError("the checkpoint holds tensors of a criterion, and this one is a function.")
+        modules = [(self.model, files["model"])]
+        modules += [(self.criterion, files["criterion"])] if "criterion" in files else []
+        _check_optimizer(self, numbers["optimizer"])
+        for module, tensors in modules:
+            _check_module(module, tensors)
+        for module, tensors in modules:
+            load_module(module, tensors)
         _load_optimizer(self, files["optimizer"], numbers["optimizer"])
         self.step, self.samples, self.seed = numbers["step"], numbers["samples"], numbers["seed"]
         self.base_rates = list(numbers["base_rates"])
@@ -110,14 +117,20 @@ def module_tensors(module: nn.Module) -> Tensors:
 
 @torch.no_grad()
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies saved tensors into a module's own, by name. ModelError names what does not fit."""
+    """Copies saved tensors into a module's own, by name. ModelError names what does not fit, and nothing is copied."""
+    _check_module(module, tensors)
+    own = module.state_dict()
+    for name, value in tensors.items():
+        own[name].copy_(value)  # into the tensor that is there: identity, memory format and ties stay
+
+
+def _check_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own, expected = module.state_dict(), module_tensors(module)
     for name, value in tensors.items():
         if name not in own:
             raise ModelError(f"the saved weights hold '{name}', which {type(module).__name__} does not have.")
         if own[name].shape != value.shape:
             raise ModelError(f"'{name}' is {list(own[name].shape)} in the model, {list(value.shape)} in the weights.")
-        own[name].copy_(value)  # into the tensor that is there: identity, memory format and ties stay
     if missing := sorted(set(expected) - set(tensors)):
         raise ModelError(f"the saved weights lack {', '.join(missing[:5])}, which {type(module).__name__} has.")
 
@@ -181,8 +194,7 @@ def _get(saved: Mapping[str, Any], tensors: Tensors, device: torch.device) -> An
     return saved["value"]
 
 
-def _load_optimizer(state: TrainState, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
-    """By parameter name and in the saved dtype; `Optimizer.load_state_dict` would cast to the parameter's."""
+def _check_optimizer(state: TrainState, numbers: Mapping[str, Any]) -> None:
     names = _names(state)
     own = [[names[parameter] for parameter in group["params"]] for group in state.optimizer.param_groups]
     if numbers["class"] != type(state.optimizer).__name__ or own != [group["params"] for group in numbers["groups"]]:
@@ -190,6 +202,11 @@ def _load_optimizer(state: TrainState, tensors: Tensors, numbers: Mapping[str, A
             f"the checkpoint is of {numbers['class']} over other parameters than this "
             f"{type(state.optimizer).__name__}'s. Resume with the optimizer that the run was started with."
         )
+
+
+def _load_optimizer(state: TrainState, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+    """By parameter name and in the saved dtype; `Optimizer.load_state_dict` would cast to the parameter's."""
+    names = _names(state)
     for group, saved in zip(state.optimizer.param_groups, numbers["groups"], strict=True):
         for option, value in saved["options"].items():
             if isinstance(group.get(option), Tensor):

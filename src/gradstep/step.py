@@ -51,7 +51,12 @@ def closure_step(state: TrainState, batch: Any, update: Update, rate: Rate | Non
 
 def set_rates(state: TrainState, rate: Rate) -> None:
     """The learning rates of the coming step."""
-    for group, value in zip(state.optimizer.param_groups, rates_at(state, rate), strict=True):
+    put_rates(state, rates_at(state, rate))
+
+
+def put_rates(state: TrainState, rates: list[float]) -> None:
+    """One rate into each of the optimizer's groups."""
+    for group, value in zip(state.optimizer.param_groups, rates, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(value)  # in place: a captured or compiled step reads this tensor
         else:

@@ -24,15 +24,12 @@ class Patience:
         """`"3 epochs"`, or `{"falls": 1}`: stop at the second evaluation in a row worse than the one before it."""
         if given is None or isinstance(given, Patience):
             return given
-        if isinstance(given, Mapping) and set(given) == {"falls"} and isinstance(given["falls"], int):
+        if isinstance(given, Mapping) and set(given) == {"falls"} and type(given["falls"]) is int:
             if given["falls"] < 0:
                 raise RecipeError(f"patience: {given['falls']} falls can't be waited for; 0 stops at the first.")
             return cls(falls=given["falls"])
         if isinstance(given, (str, Duration)):
-            length = Duration.parse(given, "patience")
-            if length.amount < 1:
-                raise RecipeError(f"patience: {str(given)!r} is no positive length.")
-            return cls(without_best=length)
+            return cls(without_best=Duration.positive(given, "patience"))
         raise RecipeError(f"patience: {given!r} is neither a duration such as '3 epochs' nor {{falls: 1}}.")
 
 
@@ -45,7 +42,7 @@ class Monitor:
 
     @classmethod
     def parse(cls, given: Any, metrics: list[str], higher_is_better: Callable[[str], bool | None]) -> Monitor:
-        """A name, or `{"name": ..., "mode": "min" | "max"}`; nothing is the first metric, else the loss.
+        """A name, or `{"name": ..., "mode": "min" | "max"}`; nothing is the first metric that knows, else the loss.
 
         `metrics` are the names that an evaluation gives, `loss` among them, without `valid/`.
         """

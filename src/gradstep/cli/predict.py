@@ -34,12 +34,12 @@ def predict(
     source = building.part_of(recipe, data)
     loaded = building.load(place.path)
     outputs = outputs_of(loaded, source, batch_size=recipe.batch_size, device=recipe.device, workers=recipe.workers)
-    rows = _rows(outputs, recipe.criterion.get("name"), loaded.classes)
+    rows = list(_rows(outputs, recipe.criterion.get("name"), loaded.classes))
     if to is None:
         _write_csv(rows, sys.stdout)
         return
     try:
-        with open(to, "w", newline="") as file:
+        with open(to, "w", newline="") as file:  # only now, when there is something to put there
             _write_csv(rows, file) if to.endswith(".csv") else _write_lines(rows, file)
     except OSError as error:
         raise OutputError(f"--to: '{to}' can't be written ({error.strerror}).") from error
@@ -65,14 +65,12 @@ def _rows(outputs: Any, criterion: str | None, classes: tuple[str, ...] | None) 
             yield {"index": index, "output": output}
 
 
-def _write_csv(rows: Iterator[dict[str, Any]], file: TextIO) -> None:
-    first = next(rows)
-    writer = csv.DictWriter(file, list(first), lineterminator="\n")
+def _write_csv(rows: list[dict[str, Any]], file: TextIO) -> None:
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerow(first)
     writer.writerows(rows)
 
 
-def _write_lines(rows: Iterator[dict[str, Any]], file: TextIO) -> None:
+def _write_lines(rows: list[dict[str, Any]], file: TextIO) -> None:
     for row in rows:
         file.write(json.dumps(row) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,10 @@ def train(
     if test_run:
         limited = override(recipe.document(), [f"data.limit={recipe.batch_size}"])
         recipe = Recipe.parse(limited, what)
+    if interrupt_at is not None and recipe.epochs is not None and interrupt_at >= recipe.epochs:
+        from gradstep.errors import RecipeError
+
+        raise RecipeError(f"--interrupt-at: {interrupt_at} is not before the end; the run has {recipe.epochs} epochs.")
     if dry_run:
         _rehearse(recipe)
         return
@@ -74,13 +79,21 @@ def _lines(recipe: Recipe) -> list[str]:
 def _rehearse(recipe: Recipe) -> None:
     from gradstep.building import build
     from gradstep.rehearsal import rehearse
+    from gradstep.session import Session
     from gradstep.setup import assemble
 
     given = build(recipe).arguments
-    own = ("optimizer", "epochs", "steps", "batch_size", "drop_last", "schedule", "seed", "dropout", "device",
-           "workers", "plan", "unpack", "forward")  # fmt: skip
-    training = assemble(given["model"], given["criterion"], given["train"], **{name: given[name] for name in own})
-    others = {what: given[what] for what in ("valid", "test")}
-    for line in rehearse(training, others, given["metrics"], given["batch_size"]):
+    parts = [given[name] for name in ("model", "criterion", "train")]
+    training = assemble(*parts, **{name: given[name] for name in _of(assemble, given)})
+    others = {"valid": given["valid"], "test": given["test"]}
+    options = {name: given[name] for name in _of(Session, given)}
+    session = Session(training, others, **options, out=None, name=None, resume=False)
+    for line in rehearse(session):
         print(line)
     print("dry run   fine. Nothing was trained, and nothing is kept.")
+
+
+def _of(function: Any, given: dict[str, Any]) -> list[str]:
+    """The keyword-only parameters of a function that the recipe gave."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in given]

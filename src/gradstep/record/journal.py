@@ -31,7 +31,7 @@ class Journal:
                         f"{metrics}: {len(content)} bytes, and the checkpoint was made when there were {offset}. "
                         "The record was damaged since; restore it, or start a new run."
                     )
-                self.rows = [json.loads(line) for line in content[:offset].splitlines()]
+                self.rows = [_values(json.loads(line)) for line in content[:offset].splitlines()]
             self._metrics = metrics.open("ab")
             self._metrics.truncate(offset)
             self._timing = timing.open("ab")
@@ -71,6 +71,11 @@ class Journal:
             file.flush()
         except OSError as error:
             raise StorageError(f"'{file.name}' could not be written ({error.strerror}).") from error
+
+
+def _values(row: Row) -> Row:
+    """A row as it was before `_plain` spelled out what is no number."""
+    return {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,7 @@ class Recorder:
         self._speed = 0.0
         self._read_at = stopwatch.now() + _READ_EVERY
         self._epoch: Row = {}
+        self._measured: Row = {}  # by the latest evaluation since the last line
 
     def begin_epoch(self, step: int, rates: list[float]) -> None:
         """A row at each epoch's start, with the learning rate that it starts at."""
@@ -106,7 +107,7 @@ class Recorder:
         row = {"step": step, "epoch": self.clock.epoch(step - 1) if step else 0, "kind": kind}
         row |= {f"{kind}/{name}": value for name, value in values.items()} | more
         self._write(row)
-        self._epoch |= _scalars({name: value for name, value in row.items() if name.startswith(f"{kind}/")})
+        self._measured |= _scalars({name: value for name, value in row.items() if name.startswith(f"{kind}/")})
         return row
 
     def request(self, step: int, what: str, who: str) -> None:
@@ -115,9 +116,9 @@ class Recorder:
         self._write(row)
 
     def show_epoch(self, best: bool) -> None:
-        """The epoch's line on the console, with what was measured after it."""
-        self.console.epoch({**self._epoch, **self._epoch_ends}, "* best" if best else "")
-        self._epoch = {}
+        """The epoch's line on the console, with what was measured last; `best` if any of its evaluations was."""
+        self.console.epoch({**self._epoch, **self._measured, **self._epoch_ends}, "* best" if best else "")
+        self._measured = {}
 
     def _write(self, row: Row) -> None:
         self.journal.write(row)

@@ -25,9 +25,7 @@ class TensorBoard:
     """
 
     def __init__(self, histograms: str | None = None, folder: str | Path | None = None) -> None:
-        self.histograms = None if histograms is None else Duration.parse(histograms, "histograms")
-        if self.histograms is not None and self.histograms.amount < 1:
-            raise RecipeError("histograms: 0 is no positive length.")
+        self.histograms = None if histograms is None else Duration.positive(histograms, "histograms")
         self.folder = folder
         self._writer: Any = None
         try:

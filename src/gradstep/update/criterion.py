@@ -146,10 +146,10 @@ def describe(criterion: Criterion) -> str:
     return getattr(criterion, "__name__", type(criterion).__name__)
 
 
-def named_loss(name: str, **options: Any) -> nn.Module:
-    """A criterion of `torch.nn` by its class name. RecipeError names the nearest one there is."""
+def named_loss(name: str) -> type[nn.Module]:
+    """A loss class of `torch.nn`. RecipeError names the nearest one there is."""
     known = [n for n in dir(nn) if n.endswith("Loss")]
     if name not in known:
         raise RecipeError(f"criterion: torch.nn has no '{name}'. It has {listed(known, 40)}.{nearest(name, known)}")
-    loss: nn.Module = getattr(nn, name)(**options)
+    loss: type[nn.Module] = getattr(nn, name)
     return loss

@@ -80,6 +80,14 @@ class Keeper:
         checkpoint.prune(folder, self.policy.keep, [*bests, goes_on])
         return path
 
+    def _refuse_another_run(self, numbers: Mapping[str, Any]) -> None:
+        assert self.place is not None
+        for what, now in self.meaning.items():
+            if (then := numbers["meaning"].get(what)) != now:
+                raise CheckpointError(
+                    f"{self.place.path}: {what} was {then} and is {now}: the run can't go on as it began."
+                )
+
     @staticmethod
     def _resumable(step: int, clock: Clock) -> bool:
         """Between two epochs nothing is half counted; within one, the epoch's metrics would be lost."""
@@ -92,17 +100,16 @@ class Keeper:
         or when the data or the order is not what it was.
         """
         assert self.place is not None
-        path, rejected = checkpoint.newest(
-            self.place.checkpoints,
-            lambda numbers: self._resumable(numbers["step"], clock) or numbers["standing"]["stopped"] is not None,
-        )
+
+        def goes_on(numbers: Mapping[str, Any]) -> bool:
+            self._refuse_another_run(numbers)
+            return self._resumable(numbers["step"], clock) or numbers["standing"]["stopped"] is not None
+
+        path, rejected = checkpoint.newest(self.place.checkpoints, goes_on)
         notes = [f"passed over {reason}" for reason in rejected]
         if path is None:
             return 0, notes
         tensors, numbers = checkpoint.read(path)
-        for what, now in self.meaning.items():
-            if (then := numbers["meaning"].get(what)) != now:
-                raise CheckpointError(f"{path}: {what} was {then} and is {now}: the run can't go on as it began.")
         state.load(tensors, numbers)
         checkpoint.set_aside(self.place.checkpoints, state.step)
         return numbers["log_offset"], notes

@@ -1,7 +1,7 @@
-"""`make results`: runs every built-in recipe against the result that its comment states, and records what came out.
+"""`make results`: runs every built-in recipe and example against the result it states, and records what came out.
 
 A recipe says `# result: test accuracy >= 0.985`. MNIST is looked for under GRADSTEP_DATA, by default ../shared/data.
-The record is benchmarks/records/results.json.
+An example asserts its own result. The record is benchmarks/records/results.json.
 """
 
 from __future__ import annotations
@@ -54,17 +54,35 @@ def run(recipe: str) -> dict[str, object]:
     }
 
 
+def run_example(path: Path) -> dict[str, object]:
+    """Runs a program that asserts the result its docstring states."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, str(path)], cwd=folder, capture_output=True, text=True)
+        seconds = time.perf_counter() - began
+    stated = re.search(r"^Result:\s+(.*)$", path.read_text(), flags=re.MULTILINE)
+    assert stated, f"{path.name} states no result"
+    return {
+        "example": path.name,
+        "stated": stated[1],
+        "last_line": done.stdout.splitlines()[-1] if done.stdout else done.stderr,
+        "seconds": round(seconds, 1),
+        "holds": done.returncode == 0,
+    }
+
+
 def main() -> None:
     data = Path(__file__).resolve().parents[2] / "shared" / "data"
     os.environ.setdefault("GRADSTEP_DATA", str(data))
     results = []
-    for recipe in builtin():
-        results.append(run(recipe))
+    examples = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
+    for each in [*builtin(), *examples]:
+        results.append(run_example(each) if isinstance(each, Path) else run(each))
         print(json.dumps(results[-1]), flush=True)
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "torch": str(torch.__version__)}
     RECORD.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
     if not all(result["holds"] for result in results):
-        sys.exit("a recipe does not reach what it states")
+        sys.exit("something does not reach what it states")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_fit_prints_what_the_issue_asks_for_and_nothing_when_quiet(capsys: pytes
     assert fit(quiet=True) == ""
     said = fit(quiet=False).splitlines()
     facts = [line.split()[0] for line in said[: said.index("")] if not line.startswith(" ")]
-    assert facts == ["train", "valid", "test", "model", "training", "plan", "note"]
+    assert facts == ["train", "valid", "test", "model", "training", "plan", "monitor", "note"]
     assert "20 samples of 3 float32, 3 batches of 8, 2 classes of 10" in said[0]
     header = next(line for line in said if "train/loss" in line).split()
     assert header == [

@@ -160,10 +160,16 @@ def test_the_rows_hold_the_rate_that_the_step_ran_at_and_at_an_epochs_start_the_
 
 
 def test_a_rate_held_in_a_tensor_is_changed_in_place() -> None:
-    held = torch.tensor(0.25)
-    _, rates = train(lambda step, base: base / 2**step, lambda ps: torch.optim.SGD(ps, lr=held))
+    held, made = torch.tensor(0.25), []
+
+    def optimizer(parameters):
+        made.append(torch.optim.SGD(parameters, lr=held))
+        return made[-1]
+
+    _, rates = train(lambda step, base: base / 2**step, optimizer)
     assert rates == [[0.25 / 2**step] for step in range(7)]
-    assert held.item() == 0.25 / 2**6
+    assert made[0].param_groups[0]["lr"] is held  # the very tensor, so what was captured reads the new rate
+    assert held.item() == 0.25  # the user's own rate again
 
 
 def test_an_optimizer_that_asks_several_times_for_the_loss_runs_at_the_schedule_too() -> None:

@@ -21,6 +21,10 @@ _MNIST = [
 ]  # as they are, or with .gz
 
 
+_BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+_DATA = Path(os.environ.get("GRADSTEP_DATA") or _BESIDE).resolve()  # now, before a test goes to another folder
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """For speed, and for equal bits on machines of any size."""
@@ -33,8 +37,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def mnist(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the real MNIST, with GRADSTEP_DATA pointing above it. Fails where it is not: never a skip."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    root = Path(os.environ.get("GRADSTEP_DATA") or beside)
+    root = _DATA
     folder = root / "mnist"
     missing = [name for name in _MNIST if not (folder / name).exists() and not (folder / f"{name}.gz").exists()]
     if missing:

@@ -118,6 +118,8 @@ class Session:
         self._console.line()
         if place and self.finished_before and place.weights.exists():
             offset = place.metrics.stat().st_size  # the rows after the last checkpoint are the test's
+        elif place:
+            place.weights.unlink(missing_ok=True)  # of a shorter run: where weights to use are, a run is at its end
         journal = Journal(place.metrics, place.timing, offset) if place else Journal()
         watch = Stopwatch()
         self._recorder = Recorder(
@@ -257,16 +259,20 @@ class Session:
         self._console.line(f"already finished at step {self.state.step}{why}; nothing to do.")
         if self._place is not None and not self._place.weights.exists():
             self.finish()  # it was killed between its last checkpoint and its end
+        else:
+            self._events.tell("on_train_end", self.state)
 
     def _begin(self, about: About, fresh: bool) -> None:
         if self._place is not None and not self._place.environment.exists():
             checkpoint.replace_durably(self._place.environment, checkpoint.to_json(facts.environment()))
             checkpoint.replace_durably(self._place.plan, checkpoint.to_json(self.training.plan.document()))
         self._events.tell("on_train_start", self.state, about)
-        if fresh:
-            self._recorder.begin_epoch(0, rates_at(self.state, self.training.rate))
-            if self._place is not None:
-                self.save()  # step 0: no run dies at its first checkpoint
+        step, rows = self.state.step, self._recorder.journal.rows
+        begun = any(row["kind"] == "start" and row["step"] == step for row in rows)
+        if not begun and not self.finished_before:  # a run that is made longer had no next epoch to begin
+            self._recorder.begin_epoch(step, rates_at(self.state, self.training.rate))
+        if fresh and self._place is not None:
+            self.save()  # step 0: no run dies at its first checkpoint
 
     def facts(self) -> list[tuple[str, str]]:
         """What a person should know before training, as labels and texts."""

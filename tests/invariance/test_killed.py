@@ -128,10 +128,15 @@ def test_to_resume_by_name_is_not_to_take_another_s_run(tmp_path: Path) -> None:
 
 
 def test_a_longer_run_may_go_on_with_a_shorter_one(tmp_path: Path) -> None:
-    """Without a schedule that knows the end, more epochs are more of the same."""
-    longer = fit(tmp_path / "whole", epochs=4, schedule=None)
-    fit(tmp_path / "cut", epochs=2, schedule=None)
-    assert fit(tmp_path / "cut", epochs=4, schedule=None, resume=True).best == longer.best
+    """Where nothing depends on where the end is, more epochs are more of the same."""
+    changes: dict[str, Any] = {"schedule": None, "evaluate_every": "1 epoch"}
+    longer = fit(tmp_path / "whole", epochs=4, **changes)
+    fit(tmp_path / "cut", epochs=2, **changes)
+    dies(tmp_path / "cut", [DieAfter(at_the_end=True)], epochs=4, **changes)
+    resumed = fit(tmp_path / "cut", epochs=4, resume=True, **changes)
+    assert resumed.best == longer.best
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert (resumed.path / name).read_bytes() == (longer.path / name).read_bytes(), name
 
 
 def test_the_optimizer_comes_back_with_the_rates_it_was_given(tmp_path: Path) -> None:

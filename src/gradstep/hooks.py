@@ -7,10 +7,11 @@
     on_validation_end(state, metrics)       after each evaluation on the validation set, the best already updated
     on_epoch_end(state)                     after an epoch and its validation
     on_save_checkpoint(state, path)         when a checkpoint is there for good
-    on_train_end(state)                     after the last step and the test
+    on_train_end(state)                     after the last step and the test, or after a pause
     on_exception(state, error)              when the run ends by an exception
 
-A hook changes nothing of the state. It may return a Request, which `fit` carries out at the end of the step. A method
+A hook changes nothing of the state. It may return a Request, which `fit` carries out at the end of the step; not from
+`on_row`, because when a row is read from the device is a matter of time. A method
 that a hook does not have costs nothing.
 """
 

@@ -58,9 +58,8 @@ class Keeper:
     def save(self, state: TrainState, clock: Clock, journal: Journal) -> Path | None:
         """The last act of a step. Refuses parameters that are not numbers."""
         for name, parameter in state.model.named_parameters():
-            if parameter.requires_grad and not bool(
-                parameter.isfinite().all()
-            ):  # waits for the device, as saving does anyway
+            # Waits for the device, as saving does anyway. What is frozen may hold what it likes.
+            if parameter.requires_grad and not bool(parameter.isfinite().all()):
                 raise DivergedError(
                     f"after step {state.step}, '{name}' is no longer all numbers: the training has diverged and this "
                     "state was not saved. Try a smaller learning rate (optimizer.lr)."
@@ -96,8 +95,8 @@ class Keeper:
     def restore(self, state: TrainState, clock: Clock) -> tuple[int, list[str]]:
         """Puts the newest valid checkpoint at an epoch's end into `state`: `(bytes of metrics.jsonl then, notes)`.
 
-        With no checkpoint at all the run begins at step 0. CheckpointError when there are some and none is valid,
-        or when the data or the order is not what it was.
+        With no checkpoint at all the run begins at step 0. CheckpointError when there are some and none will do, or
+        when they are of another `meaning`; nothing of `state` has changed then.
         """
         assert self.place is not None
 

@@ -19,7 +19,7 @@ from gradstep.errors import StorageError
 from gradstep.evaluation import measure
 from gradstep.keys import kept_streams, key, seed_model
 from gradstep.record.stopwatch import duration
-from gradstep.session import Session
+from gradstep.session import Session, shown
 
 
 def rehearse(session: Session) -> Iterator[str]:
@@ -59,8 +59,7 @@ def rehearse(session: Session) -> Iterator[str]:
             unpack=update.unpack,
             forward=update.forward,
         )
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
-        yield f"{what:<10}one batch evaluated: {shown}, {duration(time.perf_counter() - began)}"
+        yield f"{what:<10}one batch evaluated: {'  '.join(shown(values))}, {duration(time.perf_counter() - began)}"
 
 
 class _First:

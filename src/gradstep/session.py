@@ -235,23 +235,22 @@ class Session:
             self._events.tell("on_save_checkpoint", self.state, path)
 
     def finish(self) -> None:
-        """The test, with the weights that were chosen; those weights where they can be found; the last lines."""
+        """The test, with the weights that were chosen; those weights where they can be found; the last lines.
+
+        A run that is only paused gets neither test nor weights: both belong to its end.
+        """
         state = self.state
         self._recorder.read(state.step)
         self._console.close()
         if "test" in self._feeds and self._paused is None:
-            with self._run().chosen():
+            with self.run().chosen():
                 values = self._score("test")
             self._recorder.measured("test", state.step, values)
-            self._console.line("test      " + "  ".join(_shown(values)))
+            self._console.line("test      " + "  ".join(shown(values)))
         if self._paused is None:
             self._keeper.publish(state)  # the last thing: weights to use are there when the run is at its end
         self._events.tell("on_train_end", state)
         self._closing_lines()
-
-    def run(self) -> Run:
-        """What `fit` returns."""
-        return self._run()
 
     def already_finished(self) -> None:
         """A finished run was resumed: says so and does nothing."""
@@ -292,7 +291,7 @@ class Session:
         self._improved_since_line = False
 
     def _closing_lines(self) -> None:
-        state, best = self.state, self._run().best
+        state, best = self.state, self.run().best
         if self._paused is not None:
             self._console.line(f"paused    after step {state.step} of {self.clock.total}: {self._paused}")
         if state.standing.stopped:
@@ -349,7 +348,8 @@ class Session:
         every = self.clock.steps(self._every)
         return -(-self.clock.total // every) - step // every
 
-    def _run(self) -> Run:
+    def run(self) -> Run:
+        """What `fit` returns."""
         state, training = self.state, self.training
         standing, source = state.standing, getattr(training.feed, "source", None)
         best = None
@@ -371,5 +371,6 @@ class Session:
         )
 
 
-def _shown(values: dict[str, Any]) -> list[str]:
+def shown(values: dict[str, Any]) -> list[str]:
+    """The numbers of an evaluation for people; a matrix is left out."""
     return [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]

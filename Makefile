@@ -27,5 +27,5 @@ clean:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,tensorboard,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,tensorboard,augment,dev]"
 	touch .venv/ready

@@ -182,6 +182,7 @@ def _feed(
         seed=seed,
         workers=processes,
         device=device,
+        augment=getattr(given.source, "augment", ()),
     )
     return feed, notes
 

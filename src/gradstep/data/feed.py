@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import pickle
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Protocol
 
@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from gradstep import tree
 from gradstep.data.order import permutation
+from gradstep.data.pipeline import Pipeline
 from gradstep.data.sources import Source, original
-from gradstep.data.transforms import apply
 from gradstep.errors import DataError
 
 Check = Callable[[Any, Tensor | None, str], None]  # (batch, numbers of its samples, which set) -> raises or not
@@ -51,6 +51,7 @@ class Feed:
         workers: int = 0,
         device: torch.device | str = "cpu",
         what: str = "train",
+        augment: Sequence[Any] = (),
     ) -> None:
         if batch_size < 1:
             raise DataError(f"{what}: batch_size {batch_size} is no number of samples.")
@@ -58,6 +59,7 @@ class Feed:
         self.seed, self.shuffle = seed, shuffle
         self.workers = 0 if source.in_memory else workers
         self.device = torch.device(device)
+        self.pipeline = Pipeline(source, augment, seed)
         self.samples = len(source) - (len(source) % batch_size if drop_last else 0)
         self.steps_per_epoch = math.ceil(self.samples / batch_size)
         if self.steps_per_epoch == 0:
@@ -87,7 +89,7 @@ class Feed:
 
     def __getitem__(self, step: int) -> Any:
         epoch, indices = self.indices(step)
-        return self._finish(self.source.batch(indices, epoch, self.seed), indices)
+        return self._finish(self.source.batch(indices, epoch, self.seed), indices, epoch, step)
 
     def start(self, step: int, stop: int | None = None) -> Iterator[Any]:
         """Batches from number `step` on, to number `stop` if it is given (which is left out)."""
@@ -101,15 +103,15 @@ class Feed:
     def sample(self) -> Any:
         """The first two samples as a batch: what a look before training needs."""
         indices = torch.arange(min(2, len(self.source)))
-        return self._finish(self.source.batch(indices, 0, self.seed), indices)
+        return self._finish(self.source.batch(indices, 0, self.seed), indices, 0, 0)
 
     def _by_workers(self, steps: Iterator[int]) -> Iterator[Any]:
-        asked: list[Tensor] = []  # what was asked for and has not come yet: workers answer in order
+        asked: list[tuple[Tensor, int, int]] = []  # what has not come yet: workers answer in order
 
         def questions() -> Iterator[tuple[int, Tensor]]:
             for number in steps:
                 epoch, indices = self.indices(number)
-                asked.append(indices)
+                asked.append((indices, epoch, number))
                 yield epoch, indices
 
         loader = DataLoader(
@@ -126,17 +128,17 @@ class Feed:
             for answer in answers:
                 if isinstance(answer, _Raised):
                     raise answer.error()
-                yield self._finish(answer, asked.pop(0))
+                yield self._finish(answer, *asked.pop(0))
         finally:
             # At once: an exception's traceback would keep the iterator, and with it the processes, alive.
             answers._shutdown_workers()  # type: ignore[attr-defined]
 
-    def _finish(self, batch: Any, indices: Tensor) -> Any:
+    def _finish(self, batch: Any, indices: Tensor, epoch: int, step: int) -> Any:
+        numbers = original(self.source, indices)
         for check in self.checks:
-            check(batch, original(self.source, indices), self.what)
+            check(batch, numbers, self.what)
         batch = tree.to_device(batch, self.device) if self.device.type != "cpu" else batch
-        transforms = self.source.transforms
-        return (apply(transforms, batch[0]), *batch[1:]) if transforms else batch
+        return self.pipeline(batch, numbers, epoch, step)
 
 
 class OwnOrder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from gradstep import tree
 from gradstep.data.transforms import Transform, measure
 from gradstep.errors import DataError
 from gradstep.keys import kept_streams, key, seed_sample
+
+if TYPE_CHECKING:
+    from gradstep.data.images import Reading
 
 
 class Source(Protocol):
@@ -41,6 +44,11 @@ class Source(Protocol):
         """The same samples under these transforms."""
 
 
+# What a source may have besides, each read by the function of its name below: `targets`, all of them in its order;
+# `augment`, what is done to a batch in training alone; `original(numbers)`, its samples' numbers as the user knows
+# them; `fingerprint`, what its files were when it was opened.
+
+
 @dataclass(frozen=True, eq=False)
 class Tensors:
     """Samples that are rows of tensors: `content` is a nest of tensors, usually `(inputs, targets)`."""
@@ -63,6 +71,11 @@ class Tensors:
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
         return tree.map_tensors(lambda tensor: tensor[indices], self.content)
+
+    @property
+    def targets(self) -> Any:
+        pair = isinstance(self.content, (tuple, list)) and len(self.content) == 2
+        return self.content[1] if pair else None
 
     def transformed(self, transforms: tuple[Transform, ...]) -> Tensors:
         return replace(self, transforms=transforms)
@@ -121,6 +134,22 @@ class Part:
     def in_memory(self) -> bool:
         return self.whole.in_memory
 
+    @property
+    def targets(self) -> Any:
+        targets = targets_in_memory(self.whole)
+        return None if targets is None else tree.map_tensors(lambda t: t[self.numbers], targets)
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        return fingerprint(self.whole)
+
+    @property
+    def worker_init(self) -> Callable[[int], None] | None:
+        return getattr(self.whole, "worker_init", None)
+
+    def original(self, numbers: Tensor) -> Tensor:
+        return original(self.whole, self.numbers[numbers])
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -131,6 +160,50 @@ class Part:
         return Part(self.whole.transformed(transforms), self.numbers)
 
 
+@dataclass(frozen=True, eq=False)
+class Augmented:
+    """A source whose batches are augmented when they are trained on. An evaluation sees them as they are."""
+
+    source: Source
+    augment: tuple[Any, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.source.classes
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        return self.source.transforms
+
+    @property
+    def in_memory(self) -> bool:
+        return self.source.in_memory
+
+    @property
+    def targets(self) -> Any:
+        return targets_in_memory(self.source)
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        return fingerprint(self.source)
+
+    @property
+    def worker_init(self) -> Callable[[int], None] | None:
+        return getattr(self.source, "worker_init", None)
+
+    def original(self, numbers: Tensor) -> Tensor:
+        return original(self.source, numbers)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:
+        return self.source.batch(indices, epoch, seed)
+
+    def transformed(self, transforms: tuple[Transform, ...]) -> Augmented:
+        return Augmented(self.source.transformed(transforms), self.augment)
+
+
 @dataclass(frozen=True)
 class Splits:
     """The parts of a data set: train, and perhaps valid and test."""
@@ -138,42 +211,55 @@ class Splits:
     train: Source
     valid: Source | None = None
     test: Source | None = None
+    notes: tuple[str, ...] = ()  # what was read otherwise than the user may think
+    reading: Reading | None = None  # how image files became tensors
 
     def items(self) -> list[tuple[str, Source]]:
         named = [("train", self.train), ("valid", self.valid), ("test", self.test)]
         return [(name, source) for name, source in named if source is not None]
 
+    def map(self, change: Callable[[Source], Source]) -> Splits:
+        """Every part changed in one way."""
+        changed = {name: change(source) for name, source in self.items()}
+        return replace(self, **changed)  # type: ignore[arg-type]  # the names are those of the parts
 
-def prepare(splits: Splits, transforms: Sequence[Transform]) -> Splits:
-    """The splits under `transforms`, whatever is measured being measured on the training part alone."""
+
+def prepare(splits: Splits, transforms: Sequence[Transform], augment: Sequence[Any] = ()) -> Splits:
+    """The splits under `transforms`, whatever is measured being measured on the training part alone.
+
+    `augment` is done to the training part, and in training only.
+    """
 
     def training_inputs() -> Iterator[Tensor]:
         for numbers in torch.arange(len(splits.train)).split(1024):
             yield splits.train.batch(numbers, 0, 0)[0]
 
     frozen = measure(transforms, training_inputs)
+    train = splits.train.transformed(frozen)
     return Splits(
-        splits.train.transformed(frozen),
+        Augmented(train, tuple(augment)) if augment else train,
         splits.valid and splits.valid.transformed(frozen),
         splits.test and splits.test.transformed(frozen),
+        splits.notes,
+        splits.reading,
     )
 
 
 def original(source: Source, numbers: Tensor) -> Tensor:
     """The numbers of samples as the user knows them: a part's, in the whole that it was cut from."""
-    while isinstance(source, Part):
-        numbers, source = source.numbers[numbers], source.whole
-    return numbers
+    ask: Callable[[Tensor], Tensor] | None = getattr(source, "original", None)
+    return numbers if ask is None else ask(numbers)
 
 
 def targets_in_memory(source: Source) -> Any:
     """All targets of a source, in its order, where they lie in memory as the second of a pair; else None."""
-    if isinstance(source, Part):
-        targets = targets_in_memory(source.whole)
-        return None if targets is None else tree.map_tensors(lambda t: t[source.numbers], targets)
-    if isinstance(source, Tensors) and isinstance(source.content, (tuple, list)) and len(source.content) == 2:
-        return source.content[1]
-    return None
+    return getattr(source, "targets", None)
+
+
+def fingerprint(source: Source) -> dict[str, Any] | None:
+    """What a source's files were when it was opened: `{bytes, modified, content}`; None where it has no files."""
+    found: dict[str, Any] | None = getattr(source, "fingerprint", None)
+    return found
 
 
 @contextmanager

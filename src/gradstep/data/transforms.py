@@ -76,6 +76,29 @@ class Resize:
 
 
 @dataclass(frozen=True, slots=True)
+class CenterCrop:
+    """The middle of images `[N, C, H, W]`, of `size` (one number for a square). An odd pixel more is cut at the end."""
+
+    size: int | tuple[int, int]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if inputs.dim() != 4 or inputs.shape[-2] < height or inputs.shape[-1] < width:
+            raise DataError(
+                f"center_crop needs a batch of images [N, C, H, W] of at least {height}×{width} and got "
+                f"{list(inputs.shape)}. Put a 'resize' before it."
+            )
+        top, left = (inputs.shape[-2] - height) // 2, (inputs.shape[-1] - width) // 2
+        return inputs[:, :, top : top + height, left : left + width]
+
+    def measured(self, passes: Callable[[], Iterator[Tensor]]) -> CenterCrop:  # noqa: ARG002
+        return self
+
+    def document(self) -> Any:
+        return {"center_crop": self.size if isinstance(self.size, int) else list(self.size)}
+
+
+@dataclass(frozen=True, slots=True)
 class Normalize:
     """(x − mean) / std for each channel (dimension 1). Without numbers, measured on the training set.
 
@@ -135,13 +158,34 @@ class SubtractMean:
         return {"subtract_mean": "measured" if self.mean is None else self.mean}
 
 
-def apply(transforms: Sequence[Transform], inputs: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """A batch of images `[C, H, W]` of several sizes, which augmentations and transforms must bring to one."""
+
+    images: list[Tensor]
+
+
+def apply(transforms: Sequence[Callable[[Any], Any]], inputs: Any) -> Any:
     """The inputs after all transforms, in the order given."""
+    if isinstance(inputs, Ragged):
+        return one_size([apply(transforms, image[None]) for image in inputs.images])
     if not isinstance(inputs, Tensor):
         raise DataError(f"transforms work on one tensor of inputs, and these are a {type(inputs).__name__}.")
     for transform in transforms:
         inputs = transform(inputs)
     return inputs
+
+
+def one_size(images: list[Tensor]) -> Tensor:
+    """Batches of one image each, as one batch. DataError where they have several sizes."""
+    shapes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(shapes) > 1:
+        shown = ", ".join("×".join(map(str, shape)) for shape in shapes[:3]) + (", ..." if len(shapes) > 3 else "")
+        raise DataError(
+            f"the images have several sizes ({shown}), and a batch has one. Read them at one, as in "
+            "data.images.size=64, or add {resize: 64} to data.transforms."
+        )
+    return torch.cat(images)
 
 
 def measure(transforms: Sequence[Transform], batches: Callable[[], Iterator[Tensor]]) -> tuple[Transform, ...]:
@@ -161,10 +205,11 @@ def from_document(document: Any) -> Transform:
     if document == "float":
         return ToFloat()
     sizes: Any = [value, value] if type(value) is int else value
-    if name == "resize" and _numbers(sizes, 2, int):
+    if name in ("resize", "center_crop") and _numbers(sizes, 2, int):
         if min(sizes) < 1:
-            raise RecipeError(f"transforms: resize takes positive sizes, not {value}.")
-        return Resize(value if type(value) is int else (sizes[0], sizes[1]))
+            raise RecipeError(f"transforms: {name} takes positive sizes, not {value}.")
+        size = value if type(value) is int else (sizes[0], sizes[1])
+        return Resize(size) if name == "resize" else CenterCrop(size)
     if name == "normalize" and value == "measured":
         return Normalize()
     if name == "normalize" and isinstance(value, dict) and set(value) == {"mean", "std"}:
@@ -176,9 +221,10 @@ def from_document(document: Any) -> Transform:
     if name == "subtract_mean" and _numbers([value]):
         return SubtractMean(float(value))  # type: ignore[arg-type]  # a number, says _numbers
     forms = (
-        "float, {resize: 32}, {normalize: measured}, {normalize: {mean: [0.5], std: [0.5]}}, {subtract_mean: measured}"
+        "float, {resize: 32}, {center_crop: 28}, {normalize: measured}, {normalize: {mean: [0.5], std: [0.5]}}, "
+        "{subtract_mean: measured}"
     )
-    known = ["float", "resize", "normalize", "subtract_mean"]
+    known = ["float", "resize", "center_crop", "normalize", "subtract_mean"]
     hint = "" if name in known else nearest(str(name), known)
     raise RecipeError(f"transforms: {document!r} is not one of {forms}.{hint}")
 

@@ -1,0 +1,51 @@
+"""What happens to a batch between its source and the model: augmentations, transforms, mixing, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstep.data.draws import BatchDraws, Draws
+from gradstep.data.mix import CutMix, MixUp
+from gradstep.data.sources import Source
+from gradstep.data.transforms import Ragged, apply, one_size
+from gradstep.errors import DataError
+
+
+class Pipeline:
+    """The steps of one source, in the order in which they are done.
+
+    First the augmentations of single images, as they were read; then the transforms; then what mixes a whole batch.
+    """
+
+    def __init__(self, source: Source, augment: Sequence[Any], seed: int) -> None:
+        placed = list(enumerate(augment))  # a place is part of a draw's key
+        self._single = [(place, each) for place, each in placed if not isinstance(each, (MixUp, CutMix))]
+        self._mixes = [(place, each) for place, each in placed if isinstance(each, (MixUp, CutMix))]
+        self._transforms, self._seed = source.transforms, seed
+        self._classes = len(source.classes) if source.classes else None
+
+    def __call__(self, batch: Any, numbers: Tensor, epoch: int, step: int) -> Any:
+        """The batch `(inputs, targets)` as the model gets it; `numbers` are its samples' (int64, `[N]`, on the CPU)."""
+        if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Ragged):
+            device = next((part.device for part in batch[1:] if isinstance(part, Tensor)), torch.device("cpu"))
+            images = [image.to(device, non_blocking=True) for image in batch[0].images]
+            single = [self._one(image[None], numbers[i : i + 1], epoch) for i, image in enumerate(images)]
+            batch = (one_size(single), *batch[1:])
+        elif self._single or self._transforms:
+            batch = (self._one(batch[0], numbers, epoch), *batch[1:])
+        for place, mix in self._mixes:
+            batch = (*mix(batch[0], batch[1], BatchDraws(self._seed, step, place), self._classes), *batch[2:])
+        return batch
+
+    def _one(self, inputs: Any, numbers: Tensor, epoch: int) -> Any:
+        """What is done to each image by itself, so that it is the same in a batch of any size."""
+        if self._single and not (isinstance(inputs, Tensor) and inputs.dim() == 4):
+            what = f"a tensor of {list(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+            raise DataError(f"augment works on batches of images [N, C, H, W], and the inputs are {what}.")
+        for place, augmentation in self._single:
+            inputs = augmentation(inputs, Draws(self._seed, epoch, numbers, place))
+        return apply(self._transforms, inputs)

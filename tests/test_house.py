@@ -22,7 +22,7 @@ FLOORS = [
     {"state", "rundir", "checkpoint", "record"},
     {"step", "plan", "evaluation", "hooks", "stopping", "setup", "check", "keeper", "interrupt", "facts", "run",
      "rehearsal", "session", "loop"},
-    {"recipe", "building", "models", "recipes", "cli", "__main__"},
+    {"recipe", "objects", "parts", "default", "building", "models", "recipes", "cli", "__main__"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -17,18 +16,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gradstep import checkpoint, data, metrics, schedules
-from gradstep.data import Part, Source, Splits
 from gradstep.errors import (
     CheckpointError,
-    GradstepError,
     RecipeError,
-    UserCodeError,
     listed,
     nearest,
-    raised_at,
 )
 from gradstep.keys import kept_streams, key, seed_sample
-from gradstep.recipe import SYNONYMS, Recipe
+from gradstep.objects import call, find_object, optional
+from gradstep.parts import read_splits, resolved
+from gradstep.recipe import Recipe
 from gradstep.record import TensorBoard
 from gradstep.run import Run
 from gradstep.rundir import RunDir
@@ -43,10 +40,11 @@ _HOOKS: dict[str, Callable[..., Any]] = {"TensorBoard": TensorBoard}
 
 @dataclass(slots=True)
 class Built:
-    """The objects of a recipe. `arguments` are `fit`'s; `recipe` has what was measured on the data written in."""
+    """The objects of a recipe. `arguments` are `fit`'s; `recipe` has what was read off the data written in."""
 
     recipe: Recipe
     arguments: dict[str, Any] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +66,7 @@ def build(recipe: Recipe) -> Built:
     RecipeError, DataError: what is named is not there, or does not take what it is given. UserCodeError: the user's
     own code raised, with its traceback as the cause.
     """
-    splits = _splits(recipe)
-    frozen = recipe.data.model_copy(update={"transforms": [t.document() for t in splits.train.transforms]})
+    splits = read_splits(recipe)
     arguments = {
         name: getattr(recipe, name)
         for name in ("batch_size", "drop_last", "epochs", "steps", "monitor", "patience", "evaluate_every",
@@ -86,10 +83,10 @@ def build(recipe: Recipe) -> Built:
         "metrics": build_metrics(recipe),
         "checkpoint": recipe.checkpoint.model_dump(),
         "hooks": [_hook(each) for each in recipe.hooks],
-        "unpack": _optional(recipe.unpack, "unpack"),
-        "forward": _optional(recipe.forward, "forward"),
+        "unpack": optional(recipe.unpack, "unpack"),
+        "forward": optional(recipe.forward, "forward"),
     }
-    return Built(recipe.model_copy(update={"data": frozen}), arguments)
+    return Built(recipe.model_copy(update={"data": resolved(recipe.data, splits)}), arguments, splits.notes)
 
 
 def build_model(recipe: Recipe) -> nn.Module:
@@ -102,7 +99,7 @@ def build_model(recipe: Recipe) -> nn.Module:
     make = find_object(what, "model.class")
     with kept_streams():
         seed_sample(key(recipe.seed, "initialize"))
-        model = _call(make, options, "model", what)
+        model = call(make, options, "model", what)
     if not isinstance(model, nn.Module):
         raise RecipeError(f"model.class: '{what}' gives {type(model).__name__}, not a torch.nn.Module.")
     if weights is not None:
@@ -123,7 +120,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Run:
         recipe = Recipe.parse(document, str(place.recipe))
         without = {name: value for name, value in recipe.model.items() if name != "weights"}
         model = build_model(recipe.model_copy(update={"model": without}))
-        unpack, forward = _optional(recipe.unpack, "unpack"), _optional(recipe.forward, "forward")
+        unpack, forward = optional(recipe.unpack, "unpack"), optional(recipe.forward, "forward")
     else:
         unpack = forward = None
     if not place.weights.exists():
@@ -156,89 +153,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RecipeError(f"weights: '{path}' is no safetensors file ({error}).") from None
 
 
-def find_object(name: str, where: str) -> Any:
-    """What `module:object` names, looked for where Python looks; commands put the current folder first."""
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise RecipeError(f"{where}: '{name}' is not module:object, as in mypackage.nets:Net.")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise RecipeError(f"{where}: there is no module '{error.name}' here ({Path.cwd()}).") from None
-        raise UserCodeError(f"{where}: importing '{module_name}' raised {error}{raised_at(error)}.") from error
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}{raised_at(error)}"
-        raise UserCodeError(f"{where}: importing '{module_name}' raised {what}.") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            known = [each for each in dir(found) if not each.startswith("_")]
-            hint = nearest(part, known) or f" It has {listed(known)}."
-            raise RecipeError(f"{where}: there is no '{part}' in '{module_name}'.{hint}")
-        found = getattr(found, part)
-    return found
-
-
-def _optional(name: str | None, where: str) -> Any:
-    return None if name is None else find_object(name, where)
-
-
-def part_of(recipe: Recipe, what: str) -> Source:
-    """The samples a word names: `train`, `valid`, `test` of the recipe, else a named data set or module:object."""
-    if what in ("train", "valid", "test"):
-        source: Source | None = getattr(_splits(recipe), what)
-        if source is None:
-            raise RecipeError(f"the recipe's data has no '{what}' part.")
-        return source
-    splits = _raw(what, "DATA")
-    source = splits.test or splits.train
-    return source.transformed(tuple(data.from_document(t) for t in recipe.data.transforms))
-
-
-def _splits(recipe: Recipe) -> Splits:
-    spec = recipe.data
-    whole = _raw(spec.train, "data.train")
-    parts: dict[str, Source | None] = {"valid": None, "test": None}
-    train = whole.train
-    for name in parts:
-        given = getattr(spec, name)
-        if isinstance(given, (int, float)):
-            train, parts[name] = data.split(train, float(given) * len(whole.train) / len(train), name, spec.split_seed)
-        elif given is not None:
-            other = _raw(given, f"data.{name}")
-            parts[name] = getattr(other, name) or (None if given == spec.train else other.train)
-            if parts[name] is None:
-                raise RecipeError(
-                    f"data.{name}: '{given}' has no part of that name. A fraction sets some samples aside."
-                )
-    try:
-        splits = data.prepare(
-            Splits(train, parts["valid"], parts["test"]), [data.from_document(t) for t in spec.transforms]
-        )
-    except GradstepError:
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}{raised_at(error)}"
-        raise UserCodeError(f"data.train: measuring its transforms raised {what}.") from error
-    if spec.limit is None:
-        return splits
-    first = {name: Part(s, torch.arange(min(spec.limit, len(s)))) for name, s in splits.items()}
-    return Splits(**first)
-
-
-def _raw(given: str | Mapping[str, str], where: str) -> Splits:
-    if isinstance(given, Mapping):
-        if set(given) != {"images", "labels"}:
-            raise RecipeError(f"{where}: files are given as {{images: FILE, labels: FILE}}, not {sorted(given)}.")
-        return Splits(data.idx(given["images"], given["labels"]))
-    if ":" not in given:
-        return data.load_named(given)
-    found = find_object(given, where)
-    if inspect.isclass(found) or (callable(found) and not hasattr(found, "__getitem__")):
-        found = _call(found, {}, where, given)
-    return found if isinstance(found, Splits) else Splits(data.as_source(found, where))
-
-
 def _optimizer(spec: Mapping[str, Any]) -> Callable[[Any], torch.optim.Optimizer]:
     options = dict(spec)
     name = _name(options, "optimizer", "SGD")
@@ -252,7 +166,7 @@ def _optimizer(spec: Mapping[str, Any]) -> Callable[[Any], torch.optim.Optimizer
             )
         make = getattr(torch.optim, name)
     # Made once for a parameter of its own, so that a wrong option is found before anything else is built.
-    _call(make, options, "optimizer", name, [nn.Parameter(torch.zeros(1, 1))])
+    call(make, options, "optimizer", name, [nn.Parameter(torch.zeros(1, 1))])
     return lambda parameters: make(parameters, **options)
 
 
@@ -272,9 +186,9 @@ def build_criterion(spec: Mapping[str, Any], where: str = "criterion") -> Any:
     name = _name(options, where, "CrossEntropyLoss")
     if ":" not in name:
         tensors = {n: torch.tensor(v) if isinstance(v, list) else v for n, v in options.items()}  # class weights
-        return _call(named_loss(name), tensors, where, name)
+        return call(named_loss(name), tensors, where, name)
     found = find_object(name, where)
-    return _call(found, options, where, name) if options or inspect.isclass(found) else found
+    return call(found, options, where, name) if options or inspect.isclass(found) else found
 
 
 def _schedule(spec: Mapping[str, Any] | None) -> Any:
@@ -284,11 +198,11 @@ def _schedule(spec: Mapping[str, Any] | None) -> Any:
     name = _name(options, "schedule", "cosine")
     if ":" in name:
         found = find_object(name, "schedule.name")
-        return _call(found, options, "schedule", name) if options or inspect.isclass(found) else found
+        return call(found, options, "schedule", name) if options or inspect.isclass(found) else found
     if name not in _SCHEDULES:
         known = ", ".join(_SCHEDULES)
         raise RecipeError(f"schedule: there is no '{name}'. There are {known}.{nearest(name, _SCHEDULES)}")
-    return _call(_SCHEDULES[name], options, "schedule", name)
+    return call(_SCHEDULES[name], options, "schedule", name)
 
 
 def build_metrics(recipe: Recipe) -> list[Any]:
@@ -310,7 +224,7 @@ def _hook(spec: str | Mapping[str, Any]) -> Any:
             f"hooks: there is no '{name}'. There are {', '.join(_HOOKS)}, or module:Class.{nearest(name, _HOOKS)}"
         )
     found = _HOOKS[name] if name in _HOOKS else find_object(name, "hooks")
-    return _call(found, options, "hooks", name) if inspect.isclass(found) else found
+    return call(found, options, "hooks", name) if inspect.isclass(found) else found
 
 
 def _name(options: dict[str, Any], where: str, example: str) -> str:
@@ -318,29 +232,3 @@ def _name(options: dict[str, Any], where: str, example: str) -> str:
     if not isinstance(name, str):
         raise RecipeError(f"{where}: say which by name, as in {where}: {{name: {example}}}.")
     return name
-
-
-def _call(make: Callable[..., Any], options: Mapping[str, Any], where: str, name: str, *first: Any) -> Any:
-    """`make(*first, **options)`; an option that it does not take is an error that names the nearest it does."""
-    try:
-        parameters = inspect.signature(make).parameters
-    except (TypeError, ValueError):
-        parameters = {}  # type: ignore[assignment]  # a builtin without a signature: let it speak for itself
-    taken = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][len(first) :]
-    anything = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for option in options:
-        if option not in taken and not anything:
-            called = SYNONYMS.get(option, "").rpartition(".")[2]
-            hint = f" It is called '{called}' here." if called in taken else nearest(option, taken)
-            hint = hint or (f" It takes {listed(taken, 20)}." if taken else " It takes none.")
-            raise RecipeError(f"{where}: '{name}' takes no '{option}'.{hint}")
-    try:
-        return make(*first, **options)
-    except GradstepError:
-        raise
-    except Exception as error:
-        shown = ", ".join(f"{n}={v!r}" for n, v in options.items())
-        what = f"{where}: {name}({shown}) raised {type(error).__name__}: {error}{raised_at(error)}"
-        # torch speaks about the user's values; anybody else's code is the user's own, and its traceback tells more.
-        own = getattr(make, "__module__", "").startswith(("torch.", "gradstep."))
-        raise (RecipeError if own else UserCodeError)(what) from error

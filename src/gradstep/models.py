@@ -29,3 +29,51 @@ class LeNet(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.classifier(torch.flatten(self.features(inputs), 1))
         return outputs
+
+
+class ConvNet(nn.Module):
+    """A small net for images of any size from 8×8 up: stages of convolution, GroupNorm, ReLU and halving, then a mean.
+
+    Inputs `[N, channels, H, W]`; outputs `[N, outputs]`, or `[N]` where `outputs` is None. GroupNorm, and not
+    BatchNorm, because what it makes of a sample does not depend on the batch.
+    """
+
+    def __init__(self, channels: int = 3, outputs: int | None = 10, width: int = 32, stages: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for stage in range(stages):
+            before, after = (channels if stage == 0 else width * 2 ** (stage - 1)), width * 2**stage
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(width * 2 ** (stages - 1), outputs or 1)
+        self.single = outputs is None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.features(inputs).mean((2, 3)))
+        return outputs[:, 0] if self.single else outputs
+
+
+class MLP(nn.Module):
+    """Two hidden layers for rows of numbers: inputs `[N, ...]`, flattened to `inputs` numbers.
+
+    Outputs `[N, outputs]`, or `[N]` where `outputs` is None; `center` + `spread` times what the layers give, so that
+    targets of any size are in reach from the start.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int | None = 10, hidden: int = 64, center: float = 0.0, spread: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(inputs, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, outputs or 1),
+        )
+        self.single, self.center, self.spread = outputs is None, center, spread
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.center + self.spread * self.layers(inputs)
+        return outputs[:, 0] if self.single else outputs

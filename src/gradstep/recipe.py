@@ -20,6 +20,7 @@ from gradstep.yaml12 import read_yaml, write_yaml
 Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Part = str | dict[str, str]
+Column = str | int
 Named = dict[str, Any]
 
 # What people who come from elsewhere type, and what it is called here: used only to answer them.
@@ -62,17 +63,56 @@ class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
+class Columns(_Document):
+    """The recipe's `data.columns`: which columns of a CSV mean what, by name or by number, counted from 0."""
+
+    path: Column | None = None
+    """The image files, relative to the CSV; the column that looks so, unless given."""
+    inputs: list[Column] | None = None
+    """The numbers of a table; all columns that are nothing else, unless given."""
+    target: Column | list[Column] | None = None
+    """The label, or the number; several make a regression on all of them."""
+    split: Column | None = None
+    """Which part a row belongs to: train, valid or test."""
+
+
+class Images(_Document):
+    """The recipe's `data.images`: how image files become tensors."""
+
+    mode: str | None = None
+    """L (grey), RGB, RGBA, or F for 16-bit greys; may be left out where all files are L or all are RGB."""
+    ground: str | None = None
+    """What shows through where there is transparency: white, black, '#ff8000'."""
+    size: int | list[int] | None = None
+    """Every image is resized to it as it is read: 64, or [height, width]."""
+
+
 class Data(_Document):
     """The recipe's `data`: the parts, and what is done to their inputs."""
 
     train: Part
-    """A named data set, `{images: FILE, labels: FILE}` in IDX format, or `module:object`."""
+    """A named data set, a CSV, a folder per class, .npz, `{inputs: FILE.npy, targets: FILE.npy}`, IDX files as
+    `{images: FILE, labels: FILE}`, or `module:object`."""
     valid: float | Part | None = None
     """The same, or the share of the training part to set aside, stratified by class."""
     test: float | Part | None = None
     """The same; kept for the end. A named data set gives its own test part."""
+    columns: Columns = Columns()
+    """Of a CSV: {path: file, target: label, split: part}."""
+    targets: str | None = None
+    """What a CSV's labels are: classes or numbers; seen from them, unless given."""
+    images: Images = Images()
+    """How image files are read: {mode: RGB, ground: white, size: 64}."""
+    on_bad: str = "error"
+    """What is done about images that are missing or can't be read: error, or skip."""
+    transform: str | dict[str, str] | None = None
+    """`module:callable` for each Pillow image, torchvision's among them; {train: ..., valid: ..., test: ...}."""
+    target_transform: str | None = None
+    """`module:callable` for each target."""
     transforms: list[str | Named] = []
-    """Of the inputs: float, {resize: 32}, {normalize: measured}, {subtract_mean: measured}."""
+    """Of the inputs: float, {resize: 32}, {center_crop: 28}, {normalize: measured}, {subtract_mean: measured}."""
+    augment: list[str | Named] = []
+    """In training only, before the transforms: flip, {shift: 2}, {crop: {size: 32, pad: 4}}, {mixup: 0.2}, ..."""
     split_seed: Whole = 0
     """Draws the parts that are set aside; apart from `seed`, so that seeds are compared on the same samples."""
     limit: Positive | None = None
@@ -171,13 +211,23 @@ class Recipe(_Document):
 
     def document(self) -> dict[str, Any]:
         """Plain dicts and lists, defaults included, what is None left out: itself a recipe."""
-        return self.model_dump(exclude_none=True)
+        document = self.model_dump(exclude_none=True)
+        data: dict[str, Any] = document["data"]
+        for section in ("columns", "images"):  # of files that there may be none of
+            if not data[section]:
+                del data[section]
+        return document
 
     def to_yaml(self) -> str:
         return write_yaml(self.document())
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"data": Data, "checkpoint": Checkpoint}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": Data,
+    "data.columns": Columns,
+    "data.images": Images,
+    "checkpoint": Checkpoint,
+}
 
 
 def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,6 +238,8 @@ def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
             full[field] = {key: full[field]}
     if isinstance(full.get("data"), str):
         full["data"] = {"train": full["data"]}
+    if isinstance(full.get("data"), Mapping):
+        full["data"] = {field: value for field, value in full["data"].items() if value is not None}
     for field in ("metrics", "hooks"):
         if isinstance(full.get(field), (str, Mapping)):
             full[field] = [full[field]]
@@ -216,6 +268,12 @@ def override(document: Mapping[str, Any], settings: list[str]) -> dict[str, Any]
     return changed
 
 
+def is_recipe(what: str) -> bool:
+    """Whether a word means a recipe: a built-in one, a file that ends in .yaml, or a run's folder."""
+    path = Path(what)
+    return what in builtin() or path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").exists()
+
+
 def find(what: str) -> tuple[str, dict[str, Any]]:
     """`(name, document)` of a recipe file or a built-in recipe. RecipeError names the nearest there is."""
     path = Path(what)
@@ -233,7 +291,8 @@ def find(what: str) -> tuple[str, dict[str, Any]]:
     else:
         known = builtin()
         raise RecipeError(
-            f"there is no recipe '{what}'. Built in: {', '.join(known)}; a file ends in .yaml.{nearest(what, known)}"
+            f"there is no recipe '{what}'. Built in: {', '.join(known)}; a recipe file ends in .yaml; and there is no "
+            f"file, folder or data set of that name.{nearest(what, known)}"
         )
     if not isinstance(document, Mapping):
         raise RecipeError(f"{what}: a recipe is a mapping of keys to values, and this is {document!r}.")

@@ -10,7 +10,7 @@ import typer
 def evaluate(
     run: str = typer.Argument(..., help="A run's folder, name or number."),
     data: str = typer.Argument(
-        None, help="train, valid or test of the run's recipe, a named data set, or module:object; test or valid."
+        None, help="train, valid or test of the run's recipe, or other data, as data.train names it; test or valid."
     ),
     out: str = typer.Option("runs", "--out", help="The folder that holds runs."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
@@ -18,14 +18,15 @@ def evaluate(
     """Measure a run's weights on data, with the run's criterion and metrics."""
     from gradstep import building
     from gradstep.evaluation import evaluate as measure
+    from gradstep.parts import part_of
     from gradstep.recipe import Recipe, find
     from gradstep.rundir import RunDir
 
     place = RunDir.find(run, out)
     recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
     what = data or ("test" if recipe.data.test is not None else "valid")
-    source = building.part_of(recipe, what)
     loaded = building.load(place.path)
+    source = part_of(recipe, what, loaded.classes)
     values = measure(
         loaded.model,
         building.build_criterion(recipe.criterion),

@@ -31,7 +31,7 @@ def predict(
         raise RecipeError(f"--to: '{to}' ends neither in .csv nor in .jsonl.")
     place = RunDir.find(run, out)
     recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
-    source = building.part_of(recipe, data)
+    source = part_of(recipe, data)
     loaded = building.load(place.path)
     outputs = outputs_of(loaded, source, batch_size=recipe.batch_size, device=recipe.device, workers=recipe.workers)
     rows = list(_rows(outputs, recipe.criterion.get("name"), loaded.classes))

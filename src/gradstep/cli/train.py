@@ -17,7 +17,10 @@ _EXIT_CODES = {"InterruptAt": 3, "SIGINT": 130, "SIGTERM": 143}
 
 
 def train(
-    what: str = typer.Argument(..., help="A built-in recipe (see: gradstep recipes) or a recipe file."),
+    what: str = typer.Argument(
+        ...,
+        help="A built-in recipe (see: gradstep recipes), a recipe file, or data: a CSV, a folder per class, a name.",
+    ),
     settings: list[str] = typer.Argument(
         None, metavar="[KEY=VALUE]...", help="Changes to the recipe, such as optimizer.lr=0.1 epochs=3."
     ),
@@ -27,10 +30,10 @@ def train(
     test_run: bool = typer.Option(False, "--test-run", help="One batch per epoch through everything."),
     interrupt_at: int = typer.Option(None, "--interrupt-at", help="Save and leave (exit 3) after so many epochs."),
 ) -> None:
-    """Train from a recipe."""
-    from gradstep.recipe import Recipe, find, override
+    """Train from a recipe, or straight from data."""
+    from gradstep.recipe import Recipe, override
 
-    found, document = find(what)
+    found, document, chosen = _find(what, settings or [])
     recipe = Recipe.parse(override(document, settings or []), what)
     if test_run:
         limited = override(recipe.document(), [f"data.limit={recipe.batch_size}"])
@@ -47,6 +50,8 @@ def train(
 
     built = build(recipe)
     if not recipe.quiet:
+        for label, lines in (("chosen", chosen), ("note", built.notes)):
+            print("".join(f"{label:<10}{line}\n" for line in lines), end="")
         print("\n".join(f"{'recipe' if not n else '':<10}{line}" for n, line in enumerate(_lines(built.recipe))))
     hooks: list[Any] = [Documents(built.recipe, shlex.join(["gradstep", *sys.argv[1:]]))]
     hooks += [InterruptAt(interrupt_at)] if interrupt_at is not None else []
@@ -62,6 +67,23 @@ def run_recipe(recipe: Recipe, arguments: dict[str, Any], hooks: list[Any], **wh
         _say_next(run)
     if run.paused is not None:
         raise typer.Exit(_EXIT_CODES[run.paused])
+
+
+def _find(what: str, settings: list[str]) -> tuple[str, dict[str, Any], list[str]]:
+    """`(name, document, what was chosen)`: a recipe, or the default one for data."""
+    from pathlib import Path
+
+    from gradstep.recipe import find, is_recipe, override
+
+    if is_recipe(what):
+        return *find(what), []
+    from gradstep import data
+
+    if not (what in data.NAMED or Path(what).exists()):
+        find(what)  # raises, naming what there is
+    from gradstep.default import default_recipe
+
+    return default_recipe(what, override({"data": {}}, settings)["data"])
 
 
 def _say_next(run: Run) -> None:

@@ -1,40 +1,106 @@
 """Data: sources, their order, the feed that makes batches of them, and transforms of whole batches."""
 
 from gradstep.data.adapt import Given, adapt, as_source
+from gradstep.data.arrays import Mapped, arrays, npz_parts
+from gradstep.data.augment import (
+    Color,
+    Crop,
+    CutOut,
+    Flip,
+    RandomResizedCrop,
+    Rotate,
+    Shift,
+    augmentation_from_document,
+    document_of,
+)
+from gradstep.data.cifar import cifar
+from gradstep.data.draws import BatchDraws, Draws
 from gradstep.data.feed import BatchFeed, Feed, OwnFeed, OwnOrder
+from gradstep.data.files import FileList, Images, image_files, per_sample
+from gradstep.data.folder import images_in, read_folder
 from gradstep.data.idx import idx, read_idx
+from gradstep.data.images import Reading, UnreadableError, native_mode, read_image
+from gradstep.data.mix import CutMix, MixUp
 from gradstep.data.named import NAMED, data_folder, load_named
+from gradstep.data.opening import Options, is_on_disk, open_data, survey
 from gradstep.data.order import permutation
-from gradstep.data.sources import Items, Part, Source, Splits, Tensors, prepare, targets_in_memory
+from gradstep.data.sources import (
+    Augmented,
+    Items,
+    Part,
+    Source,
+    Splits,
+    Tensors,
+    fingerprint,
+    prepare,
+    targets_in_memory,
+)
 from gradstep.data.split import split
-from gradstep.data.transforms import Normalize, Resize, SubtractMean, ToFloat, Transform, from_document
+from gradstep.data.table import list_of_paths, read_csv
+from gradstep.data.transforms import CenterCrop, Normalize, Resize, SubtractMean, ToFloat, Transform, from_document
 
 __all__ = [
     "NAMED",
+    "Augmented",
+    "BatchDraws",
     "BatchFeed",
+    "CenterCrop",
+    "Color",
+    "Crop",
+    "CutMix",
+    "CutOut",
+    "Draws",
     "Feed",
+    "FileList",
+    "Flip",
     "Given",
+    "Images",
     "Items",
+    "Mapped",
+    "MixUp",
     "Normalize",
+    "Options",
     "OwnFeed",
     "OwnOrder",
     "Part",
+    "RandomResizedCrop",
+    "Reading",
     "Resize",
+    "Rotate",
+    "Shift",
     "Source",
     "Splits",
     "SubtractMean",
     "Tensors",
     "ToFloat",
     "Transform",
+    "UnreadableError",
     "adapt",
+    "arrays",
     "as_source",
+    "augmentation_from_document",
+    "cifar",
     "data_folder",
+    "document_of",
+    "fingerprint",
     "from_document",
     "idx",
+    "image_files",
+    "images_in",
+    "is_on_disk",
+    "list_of_paths",
     "load_named",
+    "native_mode",
+    "npz_parts",
+    "open_data",
+    "per_sample",
     "permutation",
     "prepare",
+    "read_csv",
+    "read_folder",
     "read_idx",
+    "read_image",
     "split",
+    "survey",
     "targets_in_memory",
 ]

@@ -1,0 +1,259 @@
+"""Image files as a source: all of them looked at before training, none trusted to stay as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradstep.data.images import Reading, UnreadableError, native_mode, read_image
+from gradstep.data.sources import Items, Source
+from gradstep.data.transforms import Ragged, Transform
+from gradstep.errors import DataError, RecipeError
+
+_KEPT = 2**28  # bytes of decoded images that are kept in memory; more are decoded each time they are asked for
+_LARGE = 2**15  # bytes; decoding files larger than this on average gains by threads, smaller ones lose by them
+_NAMED = 10  # bad files that an error names
+
+
+@dataclass(frozen=True, eq=False)
+class FileList:
+    """Image files and their targets, as a CSV or a folder gave them. `places` says where each was named."""
+
+    name: str
+    paths: list[str]
+    targets: Tensor
+    classes: tuple[str, ...] | None = None
+    places: list[str] | None = None
+
+    def place(self, number: int) -> str:
+        """The file, and where it was named."""
+        return f"{self.paths[number]} ({self.places[number]})" if self.places else self.paths[number]
+
+    def part(self, numbers: Sequence[int]) -> FileList:
+        """Some of them."""
+        places = [self.places[number] for number in numbers] if self.places else None
+        paths = [self.paths[number] for number in numbers]
+        return FileList(self.name, paths, self.targets[list(numbers)], self.classes, places)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Image files that were all read once: batches `(images, targets)`, images uint8 or float32 `[N, C, H, W]`.
+
+    `stamps` (int64, `[N, 2]`: bytes and modification time in ns) are those of that first reading. A file that is
+    another one when it is asked for again is a DataError that names it. Where the sizes differ, inputs are `Ragged`.
+    """
+
+    files: FileList
+    reading: Reading
+    stamps: Tensor
+    kept: Tensor | None
+    several_sizes: bool
+    transforms: tuple[Transform, ...] = ()
+
+    @property
+    def in_memory(self) -> bool:
+        return self.kept is not None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.files.classes
+
+    @property
+    def targets(self) -> Tensor:
+        return self.files.targets
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        content = hashlib.sha256()
+        for number, (path, length) in enumerate(zip(self.files.paths, self.stamps[:, 0].tolist(), strict=True)):
+            content.update(f"{number} {os.path.basename(path)} {length}\n".encode())
+        content.update(self.files.targets.numpy().tobytes())
+        return {
+            "bytes": int(self.stamps[:, 0].sum()),
+            "modified": int(self.stamps[:, 1].max()),
+            "content": content.hexdigest(),
+        }
+
+    def __len__(self) -> int:
+        return len(self.files.paths)
+
+    def image(self, number: int) -> Tensor:
+        """One image, having made sure that its file is the one that was looked at."""
+        path = self.files.paths[number]
+        try:
+            found = os.stat(path)
+            same = [found.st_size, found.st_mtime_ns] == self.stamps[number].tolist()
+            if same:
+                return self.kept[number] if self.kept is not None else read_image(path, self.reading)
+            what = "it is another file than the one that was read before the first step"
+        except OSError as error:
+            what = f"it was there before the first step, and now: {error.strerror}"
+        except UnreadableError as error:
+            what = str(error)
+        raise DataError(f"{self.files.place(number)}: {what}. Images must stay as they are while they are trained on.")
+
+    def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
+        numbers = indices.tolist()
+        large = self.kept is None and float(self.stamps[numbers, 0].double().mean()) > _LARGE
+        images = list(_mapped(self.image, numbers, large))
+        return (Ragged(images) if self.several_sizes else torch.stack(images)), self.files.targets[indices]
+
+    def transformed(self, transforms: tuple[Transform, ...]) -> Images:
+        return replace(self, transforms=transforms)
+
+
+def image_files(files: FileList, reading: Reading, on_bad: str = "error") -> tuple[Images, tuple[str, ...]]:
+    """`(source, notes)`: every file read once, before anything else happens.
+
+    DataError counts the files that are missing or can't be read, and names the first ten; where `on_bad` is `skip`
+    they are left out, and a note says so.
+    """
+    if on_bad not in ("error", "skip"):
+        raise RecipeError(f"data.on_bad: '{on_bad}' is neither error nor skip.")
+    if not files.paths:
+        raise DataError(f"{files.name}: there are no images in it.")
+    if reading.mode is None:
+        reading = replace(reading, mode=_common_mode(files))
+    looks = _look_at_all(files, reading)
+    bad = [number for number, look in enumerate(looks) if look.trouble]
+    notes: tuple[str, ...] = ()
+    if bad:
+        told = _told(files, [(number, looks[number].trouble or "") for number in bad])
+        if on_bad == "error":
+            raise DataError(f"{told}\nMend them, or leave them out: data.on_bad=skip")
+        if len(bad) == len(looks):
+            raise DataError(f"{told}\nNothing is left without them.")
+        notes = (f"left out: {told}",)
+        good = [number for number, look in enumerate(looks) if not look.trouble]
+        files, looks = files.part(good), [looks[number] for number in good]
+    sizes = {look.size for look in looks}
+    kept = [look.image for look in looks if look.image is not None]
+    return Images(
+        files,
+        reading,
+        torch.tensor([look.stamp for look in looks], dtype=torch.int64),
+        torch.stack(kept) if len(kept) == len(looks) and len(sizes) == 1 else None,
+        len(sizes) > 1,
+    ), notes
+
+
+def per_sample(images: Images, transform: Callable[[Any], Any] | None, target_transform: Any = None) -> Source:
+    """The images under callables of the user's own, called sample by sample, their random draws seeded for each.
+
+    `transform` gets a Pillow image, as torchvision's do, and gives a tensor; `target_transform` gets an int, or a
+    float tensor where the targets are numbers.
+    """
+    return Items(_PerSample(images, transform, target_transform), classes=images.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class _PerSample:
+    images: Images
+    transform: Callable[[Any], Any] | None
+    target_transform: Callable[[Any], Any] | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        image: Any = self.images.image(number)
+        target: Any = self.images.targets[number]
+        target = target if target.is_floating_point() else int(target)
+        if self.transform is not None:
+            image = self.transform(_pillow(image))
+        return image, target if self.target_transform is None else self.target_transform(target)
+
+
+def _pillow(image: Tensor) -> Any:
+    from PIL import Image
+
+    values = image.numpy()
+    return Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
+
+
+@dataclass(slots=True)
+class _Look:
+    """What was found at one path: stamp, size as it was read, pixels while there is room; or the trouble."""
+
+    stamp: tuple[int, int] = (0, 0)
+    size: tuple[int, ...] = ()
+    image: Tensor | None = None
+    trouble: str | None = None
+
+
+def _look_at_all(files: FileList, reading: Reading) -> list[_Look]:
+    room = _KEPT
+
+    def look(path: str) -> _Look:
+        try:
+            before = os.stat(path)
+            image = read_image(path, reading)
+        except OSError as error:
+            return _Look(trouble="there is no such file" if isinstance(error, FileNotFoundError) else error.strerror)
+        except UnreadableError as error:
+            return _Look(trouble=str(error))
+        return _Look((before.st_size, before.st_mtime_ns), tuple(image.shape), image)
+
+    looks = []
+    for each in _mapped(look, files.paths, _mean_size(files.paths) > _LARGE):
+        room -= each.image.numel() * each.image.element_size() if each.image is not None else 0
+        if room < 0:  # too many to keep: none is
+            each.image = None
+        looks.append(each)
+    return looks
+
+
+def _mapped(function: Callable[[Any], Any], values: Sequence[Any], threads: bool) -> Iterator[Any]:
+    """The results in the order of the values. Pillow lets go of the interpreter while it decodes."""
+    if not threads or len(values) < 2:
+        yield from map(function, values)
+        return
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(values), 256):  # in pieces, so that results don't pile up
+            yield from pool.map(function, values[start : start + 256])
+
+
+def _mean_size(paths: Sequence[str]) -> float:
+    some = paths[:: max(1, len(paths) // 64)]
+    return sum(os.stat(path).st_size for path in some if os.path.exists(path)) / len(some)
+
+
+def modes_of(files: FileList) -> Counter[str]:
+    """How many files there are of each of Pillow's modes, by their headers; those that can't be read are left out."""
+    modes: Counter[str] = Counter()
+    for path in files.paths:
+        try:
+            modes[native_mode(path)[0]] += 1
+        except UnreadableError:
+            continue
+    return modes
+
+
+def _common_mode(files: FileList) -> str:
+    modes = modes_of(files)
+    if set(modes) <= {"L", "1"}:
+        return "L"
+    if set(modes) == {"RGB"}:
+        return "RGB"
+    counts = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
+    raise DataError(
+        f"{files.name}: the images are of several modes, or of one that needs a word ({counts}). Say how to read "
+        "them: data.images.mode=RGB (or L, RGBA, F), and data.images.ground=white for what is transparent."
+    )
+
+
+def _told(files: FileList, bad: list[tuple[int, str]]) -> str:
+    lines = [f"  {files.place(number)}: {trouble}" for number, trouble in bad[:_NAMED]]
+    more = [f"  ... and {len(bad) - _NAMED:,} more"] if len(bad) > _NAMED else []
+    return "\n".join(
+        [f"{files.name}: {len(bad):,} of {len(files.paths):,} images are missing or can't be read:", *lines, *more]
+    )

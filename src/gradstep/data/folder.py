@@ -1,0 +1,65 @@
+"""A folder per class, the image files in it; perhaps under folders called train, valid and test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gradstep.data.files import FileList
+from gradstep.data.images import SUFFIXES
+from gradstep.data.table import PARTS
+from gradstep.errors import DataError
+
+
+def read_folder(
+    folder: str | Path, classes: tuple[str, ...] | None = None
+) -> tuple[dict[str, FileList], tuple[str, ...]]:
+    """`(parts, notes)`: the files in the order of classes, then of paths; classes in the order of the alphabet.
+
+    Hidden files and folders are passed over; so are files that are no images by their suffix, which a note counts.
+    """
+    folder = Path(folder)
+    below = [each.name for each in sorted(folder.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+    if not below:
+        raise DataError(
+            f"{folder}: there are no folders in it. It wants one for each class: {folder}/cat, {folder}/dog."
+        )
+    divided = {PARTS[name.lower()]: folder / name for name in below if name.lower() in PARTS}
+    if "train" not in divided or len(divided) < len(below):
+        divided = {"train": folder}
+    parts: dict[str, FileList] = {}
+    other = 0
+    for part in ("train", "valid", "test"):
+        if part in divided:
+            parts[part], passed_over = _part(divided[part], classes)
+            classes, other = parts[part].classes, other + passed_over
+    notes = (f"{folder}: {other:,} files that are no images by their suffix were passed over",) if other else ()
+    return parts, notes
+
+
+def images_in(folder: str | Path) -> list[str]:
+    """The image files at any depth, in the order of their paths."""
+    return [path for path in _files(Path(folder)) if path.lower().endswith(SUFFIXES)]
+
+
+def _part(folder: Path, known: tuple[str, ...] | None) -> tuple[FileList, int]:
+    names = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    classes = known or tuple(name for name in names if images_in(folder / name))
+    paths, targets, other = [], [], 0
+    for name in names:
+        found = images_in(folder / name)
+        if found and name not in classes:
+            raise DataError(f"{folder}: the training data has no class '{name}'. It has {', '.join(classes[:12])}.")
+        paths += found
+        targets += [classes.index(name)] * len(found)
+        other += sum(1 for _ in _files(folder / name)) - len(found)
+    return FileList(str(folder), paths, torch.tensor(targets, dtype=torch.int64), classes), other
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith("."))

@@ -1,0 +1,89 @@
+"""Labels as people write them, names or numbers, to targets as a criterion takes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gradstep.errors import DataError
+
+KINDS = ("classes", "numbers")
+
+
+def targets_of(
+    cells: Sequence[Sequence[str]],
+    *,
+    kind: str | None,
+    classes: tuple[str, ...] | None,
+    place: Callable[[int], str],
+    what: str,
+) -> tuple[Tensor, tuple[str, ...] | None]:
+    """`(targets, classes)` of one or several columns of text, all stripped: `cells[column][sample]`.
+
+    One column of names or whole numbers makes classes (int64, `[N]`), in the order of the numbers or the alphabet;
+    what `kind` says goes before. Several columns, or fractions, make numbers (float32, `[N]` or `[N, columns]`).
+    `classes` are those that must be meant: a label that is none of them is an error.
+    """
+    for column in cells:
+        for number, cell in enumerate(column):
+            if not cell:
+                raise DataError(f"{what}: {place(number)} has no label. Fill it in, or take the line out.")
+    values = [[_number(cell) for cell in column] for column in cells]
+    written = [value for column in values for value in column]
+    fractions = None not in written and any(not value.is_integer() for value in written if value is not None)
+    if kind == "numbers" or (kind is None and classes is None and (len(cells) > 1 or fractions)):
+        return _numbers(cells, values, place, what), None
+    if len(cells) > 1:
+        raise DataError(f"{what}: several target columns make numbers, not classes. Name one in data.columns.target.")
+    known = classes or _classes(cells[0], values[0])
+    if classes is None and kind is None and len(known) > max(20, len(cells[0]) / 2):
+        raise DataError(
+            f"{what}: {len(known):,} different labels in {len(cells[0]):,} samples, such as '{cells[0][0]}'. Is it the "
+            "right column? Say which: data.columns.target=NAME; and what: data.targets=numbers or data.targets=classes."
+        )
+    numbers = {name: number for number, name in enumerate(known)}
+    targets = []
+    for number, (cell, value) in enumerate(zip(cells[0], values[0], strict=True)):
+        name = cell if cell in numbers else _spelled(value)
+        if name not in numbers:
+            raise DataError(
+                f"{what}: {place(number)} has the label '{cell}', which the training data does not have. "
+                f"It has {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}."
+            )
+        targets.append(numbers[name])
+    return torch.tensor(targets, dtype=torch.int64), known
+
+
+def _numbers(
+    cells: Sequence[Sequence[str]], values: list[list[float | None]], place: Callable[[int], str], what: str
+) -> Tensor:
+    for column, numbers in zip(cells, values, strict=True):
+        for number, value in enumerate(numbers):
+            if value is None or not math.isfinite(value):
+                raise DataError(
+                    f"{what}: {place(number)} has the target '{column[number]}', which is no finite number."
+                )
+    targets = torch.tensor(values, dtype=torch.float64).to(torch.float32).T
+    return targets[:, 0].contiguous() if len(cells) == 1 else targets.contiguous()
+
+
+def _classes(cells: Sequence[str], values: list[float | None]) -> tuple[str, ...]:
+    """The distinct labels: numbers by size, if all are whole numbers; else by the alphabet."""
+    if all(value is not None and value.is_integer() for value in values):
+        return tuple(_spelled(value) for value in sorted({v for v in values if v is not None}))
+    return tuple(sorted(set(cells)))
+
+
+def _spelled(value: float | None) -> str:
+    """A whole number the one way: 3, 03 and 3.0 are one label."""
+    return str(int(value)) if value is not None and math.isfinite(value) and value.is_integer() else ""
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None

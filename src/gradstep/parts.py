@@ -1,0 +1,116 @@
+"""From a recipe's `data` to the parts of a data set, and back to what must be written into the recipe of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gradstep import data
+from gradstep.data import Options, Part, Reading, Source, Splits
+from gradstep.errors import GradstepError, RecipeError, UserCodeError, raised_at
+from gradstep.objects import call, find_object, optional
+from gradstep.recipe import Data, Recipe
+
+
+def read_splits(recipe: Recipe) -> Splits:
+    """The parts that a recipe names, under its transforms, the training part under its augmentations."""
+    spec = recipe.data
+    splits = _named(spec)
+    transforms = [data.from_document(each) for each in spec.transforms]
+    augment = [data.augmentation_from_document(each) for each in spec.augment]
+    try:
+        splits = data.prepare(splits, transforms, augment)
+    except GradstepError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}{raised_at(error)}"
+        raise UserCodeError(f"data.train: measuring its transforms raised {what}.") from error
+    if spec.limit is None:
+        return splits
+    return splits.map(lambda source: Part(source, torch.arange(min(spec.limit or 0, len(source)))))
+
+
+def part_of(recipe: Recipe, what: str, classes: tuple[str, ...] | None = None) -> Source:
+    """The samples a word names: `train`, `valid`, `test` of the recipe, else data as `data.train` may name it.
+
+    `classes` are the run's: what labels of other data must be of.
+    """
+    if what in ("train", "valid", "test"):
+        source: Source | None = getattr(read_splits(recipe), what)
+        if source is None:
+            raise RecipeError(f"the recipe's data has no '{what}' part.")
+        return source
+    splits = _raw(what, "DATA", _options(recipe.data, "test", classes))
+    source = splits.test or splits.train
+    return source.transformed(tuple(data.from_document(t) for t in recipe.data.transforms))
+
+
+def reading_of(spec: Data) -> Reading:
+    """How image files are read."""
+    size = spec.images.size
+    pair = None if size is None else ((size, size) if isinstance(size, int) else tuple(size))
+    return Reading(spec.images.mode, spec.images.ground, pair)  # type: ignore[arg-type]  # it looks at the length
+
+
+def resolved(spec: Data, splits: Splits) -> Data:
+    """The recipe's `data` with what was measured, and seen, written in: so that it means the same for other files."""
+    update: dict[str, Any] = {"transforms": [t.document() for t in splits.train.transforms]}
+    if splits.reading is not None:
+        update["images"] = spec.images.model_copy(update={"mode": splits.reading.mode})
+    if isinstance(spec.train, str) and spec.train.endswith((".csv", ".tsv", ".txt")):
+        update["targets"] = "classes" if splits.train.classes else "numbers"
+    return spec.model_copy(update=update)
+
+
+def _named(spec: Data) -> Splits:
+    """The parts as they are read, the training part without what was set aside."""
+    whole = _raw(spec.train, "data.train", _options(spec, "train"))
+    train, notes = whole.train, whole.notes
+    # What a column or folders divide is divided; a named data set's test part is asked for by name.
+    divided = isinstance(spec.train, str) and ":" not in spec.train and data.is_on_disk(spec.train)
+    parts: dict[str, Source | None] = {name: getattr(whole, name) if divided else None for name in ("valid", "test")}
+    for name in parts:
+        given = getattr(spec, name)
+        if isinstance(given, (int, float)):
+            train, parts[name] = data.split(train, float(given) * len(whole.train) / len(train), name, spec.split_seed)
+        elif given is not None:
+            other = whole if given == spec.train else _raw(given, f"data.{name}", _like(spec, whole, name))
+            parts[name] = getattr(other, name) or (None if given == spec.train else other.train)
+            notes += () if other is whole else other.notes
+            if parts[name] is None:
+                raise RecipeError(
+                    f"data.{name}: '{given}' has no part of that name. A fraction sets some samples aside."
+                )
+    return Splits(train, parts["valid"], parts["test"], notes, whole.reading)
+
+
+def _options(spec: Data, part: str, classes: tuple[str, ...] | None = None) -> Options:
+    chosen = spec.transform.get(part) if isinstance(spec.transform, Mapping) else spec.transform
+    return Options(
+        columns=spec.columns.model_dump(exclude_none=True),
+        images=reading_of(spec),
+        targets=spec.targets,
+        on_bad=spec.on_bad,
+        transform=optional(chosen, "data.transform"),
+        target_transform=optional(spec.target_transform, "data.target_transform"),
+        classes=classes,
+    )
+
+
+def _like(spec: Data, whole: Splits, part: str) -> Options:
+    """How another part is read: its labels are the training part's, its images read as those were."""
+    reading = spec.images if whole.reading is None else spec.images.model_copy(update={"mode": whole.reading.mode})
+    kind = spec.targets or ("classes" if whole.train.classes else None)
+    return _options(spec.model_copy(update={"images": reading, "targets": kind}), part, whole.train.classes)
+
+
+def _raw(given: str | Mapping[str, str], where: str, options: Options) -> Splits:
+    if isinstance(given, Mapping) or ":" not in given:
+        return data.open_data(given, options, where)
+    found = find_object(given, where)
+    if inspect.isclass(found) or (callable(found) and not hasattr(found, "__getitem__")):
+        found = call(found, {}, where, given)
+    return found if isinstance(found, Splits) else Splits(data.as_source(found, where))

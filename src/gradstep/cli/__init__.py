@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from gradstep.cli import evaluate, predict, recipes, resume, train
+from gradstep.cli import data_get, data_show, evaluate, predict, recipes, resume, train
 from gradstep.errors import GradstepError, UserCodeError, user_frames
 
 app = typer.Typer(
@@ -24,6 +24,10 @@ app.command("resume")(resume.resume)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("recipes")(recipes.recipes)
+data = typer.Typer(name="data", help="Fetch named data sets, and look at data.", no_args_is_help=True)
+data.command("get")(data_get.get)
+data.command("show")(data_show.show)
+app.add_typer(data)
 
 
 @app.callback(invoke_without_command=True)

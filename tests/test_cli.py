@@ -163,7 +163,7 @@ def test_predict_writes_a_line_for_each_sample(gradstep, ending: str) -> None:
     from gradstep.recipe import Recipe, find
 
     source = building.part_of(Recipe.parse(find("runs/0001-digits")[1]), "valid")
-    right = [int(line["class"]) == label for line, label in zip(lines, targets_in_memory(source).tolist(), strict=True)]
+    right = [int(line["label"]) == label for line, label in zip(lines, targets_in_memory(source).tolist(), strict=True)]
     assert sum(right) / 359 == pytest.approx(accuracy)
     assert all(0 < float(line["probability"]) <= 1 for line in lines)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 
 from gradstep import data
-from gradstep.data import Options, Part, Reading, Source, Splits
-from gradstep.errors import GradstepError, RecipeError, UserCodeError, raised_at
+from gradstep.data import FileList, Options, Part, Reading, Source, Splits
+from gradstep.errors import DataError, GradstepError, RecipeError, UserCodeError, listed, raised_at
 from gradstep.objects import call, find_object, optional
 from gradstep.recipe import Data, Recipe
 
@@ -33,6 +35,28 @@ def read_splits(recipe: Recipe) -> Splits:
     return splits.map(lambda source: Part(source, torch.arange(min(spec.limit or 0, len(source)))))
 
 
+def unopened(recipe: Recipe) -> dict[str, tuple[FileList | Source, torch.Tensor]]:
+    """The parts as `read_splits` cuts them, image files only named: what each is cut from, and its samples' numbers."""
+    spec = recipe.data
+    whole = dict(_named(spec).items()) if _is_object(spec.train) else data.survey(spec.train, _options(spec, "train"))
+    train: Any = data.Part(whole["train"], torch.arange(len(whole["train"])))  # type: ignore[arg-type]
+    parts: dict[str, tuple[FileList | Source, torch.Tensor]] = {}
+    divided = isinstance(spec.train, str) and data.is_on_disk(spec.train)
+    for name in ("valid", "test"):
+        given = getattr(spec, name)
+        if isinstance(given, (int, float)):
+            share = float(given) * len(whole["train"]) / len(train)
+            train, other = data.split(train, share, name, spec.split_seed)
+            parts[name] = (whole["train"], other.original(torch.arange(len(other))))  # type: ignore[attr-defined]
+        elif given is not None and given != spec.train:
+            found = data.survey(given, replace(_options(spec, name), classes=whole["train"].classes))
+            part = found.get(name) or found["train"]
+            parts[name] = (part, torch.arange(len(part)))
+        elif name in whole and (given is not None or divided):
+            parts[name] = (whole[name], torch.arange(len(whole[name])))
+    return {"train": (whole["train"], train.original(torch.arange(len(train)))), **parts}
+
+
 def part_of(recipe: Recipe, what: str, classes: tuple[str, ...] | None = None) -> Source:
     """The samples a word names: `train`, `valid`, `test` of the recipe, else data as `data.train` may name it.
 
@@ -48,6 +72,43 @@ def part_of(recipe: Recipe, what: str, classes: tuple[str, ...] | None = None) -
     return source.transformed(tuple(data.from_document(t) for t in recipe.data.transforms))
 
 
+def inputs_of(
+    recipe: Recipe, words: Sequence[str], skip_bad: bool = False
+) -> tuple[list[str] | None, Source, tuple[str, ...]]:
+    """`(paths, source, notes)` of what a prediction is asked for; paths are None where samples have numbers only.
+
+    Image files, folders of them at any depth, CSVs that list them, in the order given; the rows of a table; or, as
+    the only word, a part of the recipe or other data as `data.train` names it. Targets need not be there.
+    """
+    first = words[0]
+    on_disk = Path(first).exists() or (":" not in first and data.is_on_disk(first))
+    if not on_disk and len(words) == 1:
+        return None, part_of(recipe, first), ()
+    spec, columns = recipe.data, recipe.data.columns.model_dump(exclude_none=True)
+    if len(words) == 1 and "inputs" in columns:
+        return None, data.Tensors((rows := data.rows_of(first, columns), rows)), ()
+    if len(words) == 1 and spec.images.mode is None and not Path(first).is_dir() and not first.endswith(data.SUFFIXES):
+        return None, part_of(recipe, first), ()
+    paths = [path for word in words for path in _image_paths(word, columns)]
+    files = data.FileList("the images to predict", paths, torch.zeros(len(paths), dtype=torch.int64))
+    images, notes = data.image_files(files, reading_of(spec), "skip" if skip_bad else "error", way_out="--skip-bad")
+    transform = _options(spec, "test").transform
+    source = images if transform is None else data.per_sample(images, transform)
+    return images.files.paths, source.transformed(tuple(data.from_document(t) for t in spec.transforms)), notes
+
+
+def _image_paths(word: str, columns: Mapping[str, Any]) -> list[str]:
+    path = Path(word)
+    if path.is_dir():
+        found = data.images_in(path)
+        if not found:
+            raise DataError(f"{path}: there are no images in it, by their suffixes ({listed(data.SUFFIXES)}).")
+        return found
+    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return data.list_of_paths(path, {key: value for key, value in columns.items() if key == "path"})
+    return [word]  # whether it is there, and an image, is found with all the others
+
+
 def reading_of(spec: Data) -> Reading:
     """How image files are read."""
     size = spec.images.size
@@ -61,6 +122,8 @@ def resolved(spec: Data, splits: Splits) -> Data:
     if splits.reading is not None:
         update["images"] = spec.images.model_copy(update={"mode": splits.reading.mode})
     if isinstance(spec.train, str) and spec.train.endswith((".csv", ".tsv", ".txt")):
+        columns = data.columns_of(spec.train, spec.columns.model_dump(exclude_none=True))
+        update["columns"] = spec.columns.model_copy(update=columns)
         update["targets"] = "classes" if splits.train.classes else "numbers"
     return spec.model_copy(update=update)
 
@@ -107,8 +170,13 @@ def _like(spec: Data, whole: Splits, part: str) -> Options:
     return _options(spec.model_copy(update={"images": reading, "targets": kind}), part, whole.train.classes)
 
 
+def _is_object(given: str | Mapping[str, str]) -> TypeGuard[str]:
+    """Whether it is an object of the user's, and not data by name or on disk."""
+    return isinstance(given, str) and ":" in given
+
+
 def _raw(given: str | Mapping[str, str], where: str, options: Options) -> Splits:
-    if isinstance(given, Mapping) or ":" not in given:
+    if not _is_object(given):
         return data.open_data(given, options, where)
     found = find_object(given, where)
     if inspect.isclass(found) or (callable(found) and not hasattr(found, "__getitem__")):

@@ -1,4 +1,4 @@
-"""`gradstep predict RUN DATA`."""
+"""`gradstep predict RUN INPUT...`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 def predict(
     run: str = typer.Argument(..., help="A run's folder, name or number."),
-    data: str = typer.Argument(..., help="train, valid or test of the run's recipe, a named data set, module:object."),
+    inputs: list[str] = typer.Argument(
+        ..., help="Image files, folders of them, a CSV; or one of train, valid, test, a named data set, module:object."
+    ),
     to: str = typer.Option(None, "--to", help="A .csv or .jsonl file; standard output, as CSV, unless given."),
+    top: int = typer.Option(1, "--top", min=1, help="How many labels, the likeliest first."),
+    skip_bad: bool = typer.Option(False, "--skip-bad", help="Leave out images that are missing or can't be read."),
     out: str = typer.Option("runs", "--out", help="The folder that holds runs."),
 ) -> None:
-    """Write a run's prediction for each sample, in the data's order."""
+    """Write a run's prediction for each sample: path, label, probability."""
     from gradstep import building
     from gradstep.errors import OutputError, RecipeError
+    from gradstep.parts import inputs_of
     from gradstep.recipe import Recipe, find
     from gradstep.run import predict as outputs_of
     from gradstep.rundir import RunDir
@@ -31,10 +36,14 @@ def predict(
         raise RecipeError(f"--to: '{to}' ends neither in .csv nor in .jsonl.")
     place = RunDir.find(run, out)
     recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
-    source = part_of(recipe, data)
     loaded = building.load(place.path)
+    paths, source, notes = inputs_of(recipe, inputs, skip_bad)
+    for note in notes:
+        print(f"note      {note}", file=sys.stderr)
     outputs = outputs_of(loaded, source, batch_size=recipe.batch_size, device=recipe.device, workers=recipe.workers)
-    rows = list(_rows(outputs, recipe.criterion.get("name"), loaded.classes))
+    answers = list(_answers(outputs, recipe.criterion.get("name"), loaded.classes, top))
+    names = [{"index": number} if paths is None else {"path": paths[number]} for number in range(len(answers))]
+    rows = [{**name, **answer} for name, answer in zip(names, answers, strict=True)]
     if to is None:
         _write_csv(rows, sys.stdout)
         return
@@ -46,8 +55,10 @@ def predict(
     print(f"{len(source):,} predictions written to {to}")
 
 
-def _rows(outputs: Any, criterion: str | None, classes: tuple[str, ...] | None) -> Iterator[dict[str, Any]]:
-    """Class and probability where the criterion says that outputs are logits or logarithms; else the outputs."""
+def _answers(
+    outputs: Any, criterion: str | None, classes: tuple[str, ...] | None, top: int
+) -> Iterator[dict[str, Any]]:
+    """Labels and probabilities where the criterion says that outputs are logits or logarithms; else the outputs."""
     import torch
 
     from gradstep.errors import RecipeError
@@ -56,13 +67,21 @@ def _rows(outputs: Any, criterion: str | None, classes: tuple[str, ...] | None) 
         raise RecipeError("predict writes outputs that are one tensor; use gradstep.predict from Python for others.")
     if criterion in ("CrossEntropyLoss", "NLLLoss") and outputs.dim() == 2:
         probabilities: Tensor = outputs.softmax(1) if criterion == "CrossEntropyLoss" else outputs.exp()
-        values, numbers = probabilities.max(1)
-        for index, (value, number) in enumerate(zip(values.tolist(), numbers.tolist(), strict=True)):
-            name = classes[number] if classes and number < len(classes) else str(number)
-            yield {"index": index, "class": name, "probability": round(value, 6)}
+        values, numbers = probabilities.topk(min(top, outputs.shape[1]), 1)
+        for some, labels in zip(values.tolist(), numbers.tolist(), strict=True):
+            answer: dict[str, Any] = {}
+            for place, (value, number) in enumerate(zip(some, labels, strict=True), 1):
+                label, probability = (
+                    ("label", "probability") if place == 1 else (f"label{place}", f"probability{place}")
+                )
+                answer[label] = classes[number] if classes and number < len(classes) else str(number)
+                answer[probability] = round(value, 6)
+            yield answer
+    elif top > 1:
+        raise RecipeError("--top: these outputs are no probabilities of classes, by the run's criterion.")
     else:
-        for index, output in enumerate(outputs.tolist()):
-            yield {"index": index, "output": output}
+        for output in outputs.tolist():
+            yield {"output": output}
 
 
 def _write_csv(rows: list[dict[str, Any]], file: TextIO) -> None:

@@ -33,7 +33,7 @@ def train(
     """Train from a recipe, or straight from data."""
     from gradstep.recipe import Recipe, override
 
-    found, document, chosen = _find(what, settings or [])
+    found, document, chosen = find_recipe(what, settings or [])
     recipe = Recipe.parse(override(document, settings or []), what)
     if test_run:
         limited = override(recipe.document(), [f"data.limit={recipe.batch_size}"])
@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, arguments: dict[str, Any], hooks: list[Any], **wh
         raise typer.Exit(_EXIT_CODES[run.paused])
 
 
-def _find(what: str, settings: list[str]) -> tuple[str, dict[str, Any], list[str]]:
+def find_recipe(what: str, settings: list[str]) -> tuple[str, dict[str, Any], list[str]]:
     """`(name, document, what was chosen)`: a recipe, or the default one for data."""
     from pathlib import Path
 

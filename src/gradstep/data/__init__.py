@@ -19,11 +19,12 @@ from gradstep.data.feed import BatchFeed, Feed, OwnFeed, OwnOrder
 from gradstep.data.files import FileList, Images, image_files, per_sample
 from gradstep.data.folder import images_in, read_folder
 from gradstep.data.idx import idx, read_idx
-from gradstep.data.images import Reading, UnreadableError, native_mode, read_image
+from gradstep.data.images import SUFFIXES, Reading, UnreadableError, native_mode, read_image
 from gradstep.data.mix import CutMix, MixUp
 from gradstep.data.named import NAMED, data_folder, load_named
 from gradstep.data.opening import Options, is_on_disk, open_data, survey
 from gradstep.data.order import permutation
+from gradstep.data.pipeline import augmented, is_mix
 from gradstep.data.sources import (
     Augmented,
     Items,
@@ -36,11 +37,12 @@ from gradstep.data.sources import (
     targets_in_memory,
 )
 from gradstep.data.split import split
-from gradstep.data.table import list_of_paths, read_csv
+from gradstep.data.table import columns_of, list_of_paths, read_csv, rows_of
 from gradstep.data.transforms import CenterCrop, Normalize, Resize, SubtractMean, ToFloat, Transform, from_document
 
 __all__ = [
     "NAMED",
+    "SUFFIXES",
     "Augmented",
     "BatchDraws",
     "BatchFeed",
@@ -79,7 +81,9 @@ __all__ = [
     "arrays",
     "as_source",
     "augmentation_from_document",
+    "augmented",
     "cifar",
+    "columns_of",
     "data_folder",
     "document_of",
     "fingerprint",
@@ -87,6 +91,7 @@ __all__ = [
     "idx",
     "image_files",
     "images_in",
+    "is_mix",
     "is_on_disk",
     "list_of_paths",
     "load_named",
@@ -100,6 +105,7 @@ __all__ = [
     "read_folder",
     "read_idx",
     "read_image",
+    "rows_of",
     "split",
     "survey",
     "targets_in_memory",

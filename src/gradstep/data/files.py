@@ -33,6 +33,9 @@ class FileList:
     classes: tuple[str, ...] | None = None
     places: list[str] | None = None
 
+    def __len__(self) -> int:
+        return len(self.paths)
+
     def place(self, number: int) -> str:
         """The file, and where it was named."""
         return f"{self.paths[number]} ({self.places[number]})" if self.places else self.paths[number]
@@ -111,11 +114,13 @@ class Images:
         return replace(self, transforms=transforms)
 
 
-def image_files(files: FileList, reading: Reading, on_bad: str = "error") -> tuple[Images, tuple[str, ...]]:
+def image_files(
+    files: FileList, reading: Reading, on_bad: str = "error", way_out: str = "data.on_bad=skip"
+) -> tuple[Images, tuple[str, ...]]:
     """`(source, notes)`: every file read once, before anything else happens.
 
     DataError counts the files that are missing or can't be read, and names the first ten; where `on_bad` is `skip`
-    they are left out, and a note says so.
+    they are left out, and a note says so. `way_out` is what an error tells the user to type for that.
     """
     if on_bad not in ("error", "skip"):
         raise RecipeError(f"data.on_bad: '{on_bad}' is neither error nor skip.")
@@ -129,7 +134,7 @@ def image_files(files: FileList, reading: Reading, on_bad: str = "error") -> tup
     if bad:
         told = _told(files, [(number, looks[number].trouble or "") for number in bad])
         if on_bad == "error":
-            raise DataError(f"{told}\nMend them, or leave them out: data.on_bad=skip")
+            raise DataError(f"{told}\nMend them, or leave them out: {way_out}")
         if len(bad) == len(looks):
             raise DataError(f"{told}\nNothing is left without them.")
         notes = (f"left out: {told}",)
@@ -204,12 +209,17 @@ def _look_at_all(files: FileList, reading: Reading) -> list[_Look]:
         return _Look((before.st_size, before.st_mtime_ns), tuple(image.shape), image)
 
     looks = []
-    for each in _mapped(look, files.paths, _mean_size(files.paths) > _LARGE):
+    for each in read_in_order(look, files.paths):
         room -= each.image.numel() * each.image.element_size() if each.image is not None else 0
         if room < 0:  # too many to keep: none is
             each.image = None
         looks.append(each)
     return looks
+
+
+def read_in_order(look: Callable[[str], Any], paths: Sequence[str]) -> Iterator[Any]:
+    """What a look at each file gives, in the order of the paths, by threads where files are large."""
+    return _mapped(look, paths, _mean_size(paths) > _LARGE)
 
 
 def _mapped(function: Callable[[Any], Any], values: Sequence[Any], threads: bool) -> Iterator[Any]:
@@ -224,7 +234,7 @@ def _mapped(function: Callable[[Any], Any], values: Sequence[Any], threads: bool
 
 def _mean_size(paths: Sequence[str]) -> float:
     some = paths[:: max(1, len(paths) // 64)]
-    return sum(os.stat(path).st_size for path in some if os.path.exists(path)) / len(some)
+    return sum(os.stat(path).st_size for path in some if os.path.exists(path)) / max(len(some), 1)
 
 
 def modes_of(files: FileList) -> Counter[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ class Pipeline:
 
     def __init__(self, source: Source, augment: Sequence[Any], seed: int) -> None:
         placed = list(enumerate(augment))  # a place is part of a draw's key
-        self._single = [(place, each) for place, each in placed if not isinstance(each, (MixUp, CutMix))]
-        self._mixes = [(place, each) for place, each in placed if isinstance(each, (MixUp, CutMix))]
+        self._single = [(place, each) for place, each in placed if not is_mix(each)]
+        self._mixes = [(place, each) for place, each in placed if is_mix(each)]
         self._transforms, self._seed = source.transforms, seed
         self._classes = len(source.classes) if source.classes else None
 
@@ -43,9 +44,19 @@ class Pipeline:
 
     def _one(self, inputs: Any, numbers: Tensor, epoch: int) -> Any:
         """What is done to each image by itself, so that it is the same in a batch of any size."""
-        if self._single and not (isinstance(inputs, Tensor) and inputs.dim() == 4):
-            what = f"a tensor of {list(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
-            raise DataError(f"augment works on batches of images [N, C, H, W], and the inputs are {what}.")
-        for place, augmentation in self._single:
-            inputs = augmentation(inputs, Draws(self._seed, epoch, numbers, place))
-        return apply(self._transforms, inputs)
+        return apply(self._transforms, augmented(inputs, self._single, Draws(self._seed, epoch, numbers)))
+
+
+def augmented(inputs: Any, placed: Sequence[tuple[int, Any]], draws: Draws) -> Any:
+    """The images after the augmentations, each with its place in the whole list. What mixes a batch is left out."""
+    if placed and not (isinstance(inputs, Tensor) and inputs.dim() == 4):
+        what = f"a tensor of {list(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+        raise DataError(f"augment works on batches of images [N, C, H, W], and the inputs are {what}.")
+    for place, augmentation in placed:
+        inputs = augmentation(inputs, replace(draws, place=place))
+    return inputs
+
+
+def is_mix(augmentation: Any) -> bool:
+    """Whether it is done to a batch as a whole, inputs and targets together."""
+    return isinstance(augmentation, (MixUp, CutMix))

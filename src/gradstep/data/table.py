@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +74,28 @@ def _part(
     return FileList(str(listing.path), paths, targets, classes, [f"line {listing.lines[row]}" for row in rows])
 
 
+def columns_of(path: str | Path, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns as they were understood, each by its name, or its number where there is no header."""
+    listing = read_listing(path, lambda first, second: _is_header(first, second, columns))
+    chosen = _columns(listing, columns)
+    names: list[Any] = list(listing.header) if listing.header else list(range(listing.width))
+    if len(set(names)) < len(names):
+        names = list(range(listing.width))
+    targets = [names[column] for column in chosen.targets]
+    understood = {"path": None if chosen.path is None else names[chosen.path],
+                  "inputs": [names[column] for column in chosen.inputs] or None,
+                  "target": targets[0] if len(targets) == 1 else targets,
+                  "split": None if chosen.split is None else names[chosen.split]}  # fmt: skip
+    return {key: value for key, value in understood.items() if value is not None}
+
+
+def rows_of(path: str | Path, columns: Mapping[str, Any]) -> torch.Tensor:
+    """The inputs alone of a table, float32 `[N, columns]`, whether or not its targets are there."""
+    listing = read_listing(path, lambda first, second: _is_header(first, second, columns))
+    inputs = [listing.column(each, "inputs") for each in _several(columns["inputs"])]
+    return torch.from_numpy(_numbers(listing, inputs, list(range(len(listing.rows)))))
+
+
 def list_of_paths(path: str | Path, columns: Mapping[str, Any]) -> list[str]:
     """The paths alone of a CSV that lists images, with labels or without: what a prediction needs."""
     listing = read_listing(path, lambda first, second: _is_header(first, second, columns))
@@ -87,7 +108,7 @@ def list_of_paths(path: str | Path, columns: Mapping[str, Any]) -> list[str]:
 def _resolved(listing: Listing, row: int, cell: str) -> str:
     if not cell:
         raise DataError(f"{listing.place(row)} names no file. Fill it in, or take the line out.")
-    return os.path.join(listing.path.parent, cell)
+    return str(listing.path.parent / cell)
 
 
 def _numbers(listing: Listing, inputs: Sequence[int], rows: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:

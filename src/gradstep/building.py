@@ -26,7 +26,7 @@ from gradstep.keys import kept_streams, key, seed_sample
 from gradstep.objects import call, find_object, optional
 from gradstep.parts import read_splits, resolved
 from gradstep.recipe import Recipe
-from gradstep.record import TensorBoard
+from gradstep.record import PrintLoss, TensorBoard
 from gradstep.run import Run
 from gradstep.rundir import RunDir
 from gradstep.state import load_module
@@ -35,7 +35,7 @@ from gradstep.update.criterion import named_loss
 from gradstep.yaml12 import read_yaml
 
 _SCHEDULES: dict[str, Callable[..., Any]] = {"constant": schedules.constant, "cosine": schedules.cosine}
-_HOOKS: dict[str, Callable[..., Any]] = {"TensorBoard": TensorBoard}
+_HOOKS: dict[str, Callable[..., Any]] = {"TensorBoard": TensorBoard, "PrintLoss": PrintLoss}
 
 
 @dataclass(slots=True)

@@ -97,7 +97,7 @@ def _with_targets(
     if not isinstance(targets, Tensor) or targets.dim() > 2:
         raise DataError("the default recipe is for one label, or a few numbers, per sample. Write a recipe for these.")
     if targets.is_floating_point():
-        model["outputs"] = None if targets.dim() == 1 else targets.shape[1]
+        model |= {"outputs": 1, "squeeze": True} if targets.dim() == 1 else {"outputs": targets.shape[1]}
         if model["class"].endswith("MLP"):
             model |= {"center": round(float(targets.mean()), 6), "spread": round(float(targets.std()), 6) or 1.0}
         why.append("criterion: the mean squared error, the targets being numbers")
@@ -105,7 +105,6 @@ def _with_targets(
     else:
         model["outputs"] = len(classes) if classes else int(targets.max()) + 1
         document = {"criterion": "CrossEntropyLoss", "metrics": ["accuracy"], "monitor": "valid/accuracy"}
-    # An output that is None is one that the model squeezes away; a recipe leaves out what is None.
     return {"data": spec, "model": model, **document}, why
 
 

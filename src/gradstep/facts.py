@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 
 from gradstep import tree
 from gradstep.clock import Clock
-from gradstep.data import Feed, Source, Transform, targets_in_memory
+from gradstep.data import Feed, Source, Transform, fingerprint, targets_in_memory
 from gradstep.data.order import VERSION
 from gradstep.schedules import Rate
 from gradstep.setup import Training
@@ -42,10 +41,10 @@ def _classes(source: Source) -> str:
     targets = targets_in_memory(source)
     if not isinstance(targets, torch.Tensor) or targets.dim() != 1 or targets.is_floating_point():
         return ""
-    counts = Counter(targets.tolist())
-    if len(counts) > 1000:
+    counts = targets.unique(return_counts=True)[1].tolist()
+    if not 0 < len(counts) <= 1000:
         return ""
-    fewest, most = min(counts.values()), max(counts.values())
+    fewest, most = min(counts), max(counts)
     return f", {len(counts)} classes of {fewest:,}" + (f" to {most:,}" if most != fewest else "")
 
 
@@ -93,19 +92,23 @@ def about_data(source: Source | None) -> dict[str, Any]:
         "samples": len(source),
         "classes": list(source.classes) if source.classes else None,
         "transforms": [transform.document() for transform in transforms],
+        "files": fingerprint(source),
     }
 
 
 def meaning(training: Training) -> dict[str, Any]:
-    """What a resume must find as it was. A step means more than this: data and code are not looked at."""
+    """What a resume must find as it was. A step means more than this: data in memory and code are not looked at."""
     state, feed, rate = training.state, training.feed, training.rate
     source = feed if isinstance(feed, Feed) else None
+    files = fingerprint(source.source) if source else None
     base = state.base_rates[0] if state.base_rates else 1.0
     # A schedule is known by what it gives at two steps, so that a longer run may go on with the same one.
     some = [rate(step, base) for step in (0, training.clock.steps_per_epoch)] if rate else None
     return {
         "the order's algorithm": VERSION,
         "seed": state.seed,
+        "the training data's files": files and {"bytes": files["bytes"], "content": files["content"]},
+        "the augmentation": [repr(each) for each in getattr(source.source, "augment", ())] if source else None,
         "the number of training samples": len(source.source) if source else None,
         "batch_size": source.batch_size if source else None,
         "the number of steps in an epoch": training.clock.steps_per_epoch,

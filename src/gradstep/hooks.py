@@ -59,6 +59,7 @@ class About:
     path: Path | None
     clock: Clock
     stopwatch: Stopwatch
+    samples: int | None = None  # of an epoch, where the feed is gradstep's own
 
 
 @dataclass(slots=True)

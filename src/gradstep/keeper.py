@@ -109,6 +109,9 @@ class Keeper:
         if path is None:
             return 0, notes
         tensors, numbers = checkpoint.read(path)
+        then, now = numbers["data"].get("files"), self.about.get("files")
+        if then and now and then["modified"] != now["modified"]:
+            notes.append("the training data's files have another time than when the run began, but the same sizes")
         state.load(tensors, numbers)
         checkpoint.set_aside(self.place.checkpoints, state.step)
         return numbers["log_offset"], notes
@@ -129,5 +132,6 @@ class Keeper:
         tensors = self.chosen(state) or module_tensors(state.model)
         step = state.step if state.standing.best_step is None else state.standing.best_step
         # One entry: safetensors writes several in any order, and equal runs are to leave equal files.
-        header = {"gradstep": json.dumps({**self.about, "step": step})}
+        about = {name: value for name, value in self.about.items() if name != "files"}
+        header = {"gradstep": json.dumps({**about, "step": step})}
         checkpoint.replace_durably(self.place.weights, checkpoint.to_safetensors(tensors, header))

@@ -34,34 +34,42 @@ class LeNet(nn.Module):
 class ConvNet(nn.Module):
     """A small net for images of any size from 8×8 up: stages of convolution, GroupNorm, ReLU and halving, then a mean.
 
-    Inputs `[N, channels, H, W]`; outputs `[N, outputs]`, or `[N]` where `outputs` is None. GroupNorm, and not
-    BatchNorm, because what it makes of a sample does not depend on the batch.
+    Inputs `[N, channels, H, W]`; outputs `[N, outputs]`, or `[N]` of a single one where `squeeze`. GroupNorm, and
+    not BatchNorm, because what it makes of a sample does not depend on the batch.
     """
 
-    def __init__(self, channels: int = 3, outputs: int | None = 10, width: int = 32, stages: int = 3) -> None:
+    def __init__(
+        self, channels: int = 3, outputs: int = 10, width: int = 32, stages: int = 3, squeeze: bool = False
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for stage in range(stages):
             before, after = (channels if stage == 0 else width * 2 ** (stage - 1)), width * 2**stage
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.ReLU(), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(width * 2 ** (stages - 1), outputs or 1)
-        self.single = outputs is None
+        self.head = nn.Linear(width * 2 ** (stages - 1), outputs)
+        self.squeeze = squeeze
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.head(self.features(inputs).mean((2, 3)))
-        return outputs[:, 0] if self.single else outputs
+        return outputs.squeeze(1) if self.squeeze else outputs
 
 
 class MLP(nn.Module):
     """Two hidden layers for rows of numbers: inputs `[N, ...]`, flattened to `inputs` numbers.
 
-    Outputs `[N, outputs]`, or `[N]` where `outputs` is None; `center` + `spread` times what the layers give, so that
-    targets of any size are in reach from the start.
+    Outputs `[N, outputs]`, or `[N]` of a single one where `squeeze`; `center` + `spread` times what the layers give,
+    so that targets of any size are in reach from the start.
     """
 
     def __init__(
-        self, inputs: int, outputs: int | None = 10, hidden: int = 64, center: float = 0.0, spread: float = 1.0
+        self,
+        inputs: int,
+        outputs: int = 10,
+        hidden: int = 64,
+        center: float = 0.0,
+        spread: float = 1.0,
+        squeeze: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -70,10 +78,10 @@ class MLP(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, outputs or 1),
+            nn.Linear(hidden, outputs),
         )
-        self.single, self.center, self.spread = outputs is None, center, spread
+        self.squeeze, self.center, self.spread = squeeze, center, spread
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.center + self.spread * self.layers(inputs)
-        return outputs[:, 0] if self.single else outputs
+        return outputs.squeeze(1) if self.squeeze else outputs

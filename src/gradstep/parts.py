@@ -181,4 +181,8 @@ def _raw(given: str | Mapping[str, str], where: str, options: Options) -> Splits
     found = find_object(given, where)
     if inspect.isclass(found) or (callable(found) and not hasattr(found, "__getitem__")):
         found = call(found, {}, where, given)
+    if data.is_dataset_dict(found):
+        return data.hub_splits(found, where, options.images)
+    if data.is_dataset(found):
+        return Splits(data.hub_source(found, where, options.images))
     return found if isinstance(found, Splits) else Splits(data.as_source(found, where))

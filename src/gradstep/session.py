@@ -134,7 +134,8 @@ class Session:
         )
         try:
             with training.training_mode(), kept_streams(training.device), self._interruption:
-                self._begin(About(place.path if place else None, self.clock, watch), fresh=not offset)
+                samples = training.feed.samples if isinstance(training.feed, Feed) else None
+                self._begin(About(place.path if place else None, self.clock, watch, samples), fresh=not offset)
                 yield
         except BaseException as error:
             try:

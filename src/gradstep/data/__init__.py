@@ -1,7 +1,7 @@
 """Data: sources, their order, the feed that makes batches of them, and transforms of whole batches."""
 
 from gradstep.data.adapt import Given, adapt, as_source
-from gradstep.data.arrays import Mapped, arrays, npz_parts
+from gradstep.data.arrays import Stored, arrays, npz_parts
 from gradstep.data.augment import (
     Color,
     Crop,
@@ -18,6 +18,7 @@ from gradstep.data.draws import BatchDraws, Draws
 from gradstep.data.feed import BatchFeed, Feed, OwnFeed, OwnOrder
 from gradstep.data.files import FileList, Images, image_files, per_sample
 from gradstep.data.folder import images_in, read_folder
+from gradstep.data.hub import hub_source, hub_splits, is_dataset, is_dataset_dict
 from gradstep.data.idx import idx, read_idx
 from gradstep.data.images import SUFFIXES, Reading, UnreadableError, native_mode, read_image
 from gradstep.data.mix import CutMix, MixUp
@@ -58,7 +59,6 @@ __all__ = [
     "Given",
     "Images",
     "Items",
-    "Mapped",
     "MixUp",
     "Normalize",
     "Options",
@@ -72,6 +72,7 @@ __all__ = [
     "Shift",
     "Source",
     "Splits",
+    "Stored",
     "SubtractMean",
     "Tensors",
     "ToFloat",
@@ -88,9 +89,13 @@ __all__ = [
     "document_of",
     "fingerprint",
     "from_document",
+    "hub_source",
+    "hub_splits",
     "idx",
     "image_files",
     "images_in",
+    "is_dataset",
+    "is_dataset_dict",
     "is_mix",
     "is_on_disk",
     "list_of_paths",

@@ -18,6 +18,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from gradstep.data.hub import hub_source, is_dataset
 from gradstep.data.sources import Items, Source, Tensors
 from gradstep.errors import DataError
 
@@ -69,6 +70,8 @@ def as_source(data: Any, what: str) -> Source:
         )
     elif not hasattr(data, "__len__"):
         raise DataError(f"{what}: {type(data).__name__} has no __len__, so an epoch has no length. Add it.")
+    elif is_dataset(data):
+        source = hub_source(data, what)
     else:
         source = Items(data, classes=_class_names(data))
     if len(source) == 0:

@@ -20,7 +20,8 @@ def split(source: Source, fraction: float, name: str = "valid", seed: int = 0) -
     order = permutation(len(source), seed, 0, f"split {name}")
     targets = targets_in_memory(source)
     if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
-        members = [order[targets[order] == label] for label in targets.unique()]
+        ordered = targets[order]
+        members = [order[ordered == label] for label in targets.unique()]
     else:
         members = [order]
     chosen = torch.zeros(len(source), dtype=torch.bool)

@@ -3,8 +3,9 @@
 from gradstep.record.console import Console
 from gradstep.record.journal import Journal, Row
 from gradstep.record.ledger import Ledger
+from gradstep.record.printing import PrintLoss
 from gradstep.record.recorder import Recorder
 from gradstep.record.stopwatch import Stopwatch
 from gradstep.record.tensorboard import TensorBoard
 
-__all__ = ["Console", "Journal", "Ledger", "Recorder", "Row", "Stopwatch", "TensorBoard"]
+__all__ = ["Console", "Journal", "Ledger", "PrintLoss", "Recorder", "Row", "Stopwatch", "TensorBoard"]

@@ -158,11 +158,11 @@ def test_predict_writes_a_line_for_each_sample(gradstep, ending: str) -> None:
     lines = list(csv.DictReader(file.read_text().splitlines())) if ending == "csv" else rows(file)
     assert [int(line["index"]) for line in lines] == list(range(359))
     accuracy = json.loads(gradstep("evaluate", "1", "--json")[1])["accuracy"]
-    from gradstep import building
     from gradstep.data import targets_in_memory
+    from gradstep.parts import part_of
     from gradstep.recipe import Recipe, find
 
-    source = building.part_of(Recipe.parse(find("runs/0001-digits")[1]), "valid")
+    source = part_of(Recipe.parse(find("runs/0001-digits")[1]), "valid")
     right = [int(line["label"]) == label for line, label in zip(lines, targets_in_memory(source).tolist(), strict=True)]
     assert sum(right) / 359 == pytest.approx(accuracy)
     assert all(0 < float(line["probability"]) <= 1 for line in lines)
@@ -171,7 +171,7 @@ def test_predict_writes_a_line_for_each_sample(gradstep, ending: str) -> None:
 def test_predict_without_a_file_writes_csv_to_standard_output(gradstep) -> None:
     gradstep("train", "digits", *QUICK)
     out = gradstep("predict", "1", "valid")[1]
-    assert out.splitlines()[0] == "index,class,probability"
+    assert out.splitlines()[0] == "index,label,probability"
     assert len(out.splitlines()) == 360
 
 

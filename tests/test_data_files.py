@@ -282,7 +282,9 @@ def test_a_misspelt_name_is_answered_with_the_nearest_one_and_the_list(name, mea
 
 
 def test_a_name_near_to_nothing_gets_the_list_alone():
-    with pytest.raises(RecipeError, match=r"no data set named 'imagenet-21k'\. Known: digits, mnist\.$"):
+    with pytest.raises(
+        RecipeError, match=r"no data set named 'imagenet-21k'\. Known: digits, mnist, fashion_mnist, cifar10\.$"
+    ):
         load_named("imagenet-21k")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from gradstep import tree
 from gradstep.clock import Clock
-from gradstep.data import Feed, Source, Transform, fingerprint, targets_in_memory
+from gradstep.data import Feed, Source, Transform, augmentations, fingerprint, targets_in_memory
 from gradstep.data.order import VERSION
 from gradstep.schedules import Rate
 from gradstep.setup import Training
@@ -108,7 +108,7 @@ def meaning(training: Training) -> dict[str, Any]:
         "the order's algorithm": VERSION,
         "seed": state.seed,
         "the training data's files": files and {"bytes": files["bytes"], "content": files["content"]},
-        "the augmentation": [repr(each) for each in getattr(source.source, "augment", ())] if source else None,
+        "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
         "the number of training samples": len(source.source) if source else None,
         "batch_size": source.batch_size if source else None,
         "the number of steps in an epoch": training.clock.steps_per_epoch,

@@ -111,9 +111,7 @@ def _image_paths(word: str, columns: Mapping[str, Any]) -> list[str]:
 
 def reading_of(spec: Data) -> Reading:
     """How image files are read."""
-    size = spec.images.size
-    pair = None if size is None else ((size, size) if isinstance(size, int) else tuple(size))
-    return Reading(spec.images.mode, spec.images.ground, pair)  # type: ignore[arg-type]  # it looks at the length
+    return Reading(spec.images.mode, spec.images.ground, spec.images.size)  # type: ignore[arg-type]  # a number too
 
 
 def resolved(spec: Data, splits: Splits) -> Data:
@@ -166,7 +164,9 @@ def _options(spec: Data, part: str, classes: tuple[str, ...] | None = None) -> O
 def _like(spec: Data, whole: Splits, part: str) -> Options:
     """How another part is read: its labels are the training part's, its images read as those were."""
     reading = spec.images if whole.reading is None else spec.images.model_copy(update={"mode": whole.reading.mode})
-    kind = spec.targets or ("classes" if whole.train.classes else None)
+    known = data.targets_in_memory(whole.train)
+    seen = None if known is None else ("numbers" if known.is_floating_point() else "classes")
+    kind = spec.targets or ("classes" if whole.train.classes else seen)
     return _options(spec.model_copy(update={"images": reading, "targets": kind}), part, whole.train.classes)
 
 

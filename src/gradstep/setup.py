@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from gradstep import schedules
 from gradstep.clock import Clock
-from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt
+from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt, augmentations
 from gradstep.errors import ModelError, RecipeError, UserCodeError, raised_at
 from gradstep.evaluation import choose_device
 from gradstep.plan import Plan
@@ -182,7 +182,7 @@ def _feed(
         seed=seed,
         workers=processes,
         device=device,
-        augment=getattr(given.source, "augment", ()),
+        augment=augmentations(given.source),
     )
     return feed, notes
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ class StoredArray:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def rows(self, numbers: Sequence[int]) -> Tensor:
         """The rows with these numbers, as a tensor of their own.
@@ -70,7 +71,11 @@ class StoredArray:
 
     @contextmanager
     def _opened(self) -> Iterator[io.BufferedReader]:
-        with open(self.path, "rb") as file:
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115  # closed below; only opening may fail so
+        except OSError as error:
+            raise DataError(f"{self.path} was there when it was opened, and now: {error.strerror}.") from None
+        with file:
             found = os.fstat(file.fileno())
             self._hold(found.st_size, self.stamp[0])
             self._hold(found.st_mtime_ns, self.stamp[1])
@@ -84,6 +89,8 @@ class StoredArray:
 def _native(values: np.ndarray[Any, Any]) -> Tensor:
     """In this machine's byte order, and in a type that torch counts in."""
     kind = values.dtype.newbyteorder("=")
+    if kind.name == "uint64" and values.size and values.max() > np.iinfo(np.int64).max:
+        raise DataError(f"numbers up to {values.max()} don't fit into int64, torch's largest. Save them as floats.")
     return torch.from_numpy(values.astype(_WIDER.get(kind.name, kind), copy=False))
 
 
@@ -123,15 +130,17 @@ def npz_parts(path: str | Path) -> dict[str, Source]:
     Arrays that were saved uncompressed (`np.savez`) are left there where they are large; compressed ones are loaded.
     """
     path = Path(path)
-    members = _members(path)
-    parts: dict[str, Source] = {}
-    for part, pairs in _NAMES.items():
-        for inputs, targets in pairs:
-            if inputs in members and targets in members:
-                parts.setdefault(part, _source(members[inputs], members[targets], (str(path),)))
+    with _archive(path) as archive:
+        names = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        parts: dict[str, Source] = {}
+        for part, pairs in _NAMES.items():
+            pair = next(((a, b) for a, b in pairs if a in names and b in names), None)
+            if pair is not None:
+                members = [_member(path, archive, names[name]) for name in pair]
+                parts[part] = _source(members[0], members[1], (str(path),))
     if "train" not in parts:
         raise DataError(
-            f"{path}: its arrays are called {listed(members)}. Call them inputs and targets, as in "
+            f"{path}: its arrays are called {listed(names)}. Call them inputs and targets, as in "
             "np.savez(file, inputs=..., targets=...)."
         )
     return parts
@@ -166,38 +175,48 @@ def _array(path: Path, file: BinaryIO) -> StoredArray:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except ValueError as error:
-        raise DataError(f"{path}: not a .npy file ({str(error).splitlines()[0]}).") from None
-    if dtype.hasobject or dtype.kind not in "biuf":
+    except Exception as error:  # a damaged header fails as Python's own parser does, in many ways
+        raise DataError(f"{path}: not a .npy file ({_first_line(error)}).") from None
+    if dtype.hasobject or dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise DataError(f"{path}: holds {dtype}, not numbers. Save an array of numbers; pickles are not read.")
     if fortran and len(shape) > 1:
         raise DataError(f"{path}: is in Fortran order. Save np.ascontiguousarray(array).")
     array = StoredArray(str(path), dtype.str, shape, file.tell(), (found.st_size, found.st_mtime_ns))
-    if array.offset + array.nbytes > found.st_size:
+    if min(shape, default=0) < 0 or array.offset + array.nbytes > found.st_size:
         raise DataError(f"{path}: its header announces {'×'.join(map(str, shape))} of {dtype}, and it is cut off.")
     return array
 
 
-def _members(path: Path) -> Mapping[str, StoredArray | Tensor]:
-    """The arrays of an .npz by name: stored ones where they lie, compressed ones unpacked."""
-    members: dict[str, StoredArray | Tensor] = {}
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            for info in archive.infolist():
-                name = info.filename.removesuffix(".npy")
-                if info.compress_type == zipfile.ZIP_STORED:
-                    file.seek(info.header_offset)
-                    header = struct.unpack("<26xHH", file.read(30))  # the lengths of the name and of the extra field
-                    file.seek(sum(header), os.SEEK_CUR)
-                    members[name] = _array(path, file)
-                else:
-                    with archive.open(info) as packed:
-                        values = np.lib.format.read_array(packed, allow_pickle=False)
-                    members[name] = _native(np.ascontiguousarray(values))
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file.") from None
-    except (zipfile.BadZipFile, ValueError, TypeError, EOFError, struct.error) as error:
-        raise DataError(f"{path}: not an .npz of numbers ({str(error).splitlines()[0]}).") from None
-    except OSError as error:
+    except IsADirectoryError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from None
-    return members
+    except Exception as error:  # a damaged archive fails in as many ways as zip has parts
+        raise DataError(f"{path}: not an .npz of numbers ({_first_line(error)}).") from None
+
+
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray | Tensor:
+    """An array of an .npz: where it lies if it is large and stored uncompressed, else unpacked and checked."""
+    if info.compress_type == zipfile.ZIP_STORED and info.file_size > _LOADED:
+        with open(path, "rb") as file:
+            file.seek(info.header_offset)
+            header = struct.unpack("<26xHH", file.read(30))  # the lengths of the name and of the extra field
+            file.seek(sum(header), os.SEEK_CUR)
+            return _array(path, file)
+    with archive.open(info) as packed:
+        values = np.lib.format.read_array(packed, allow_pickle=False)
+        packed.read()  # to its end, where its checksum is held against what was read
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+        raise DataError(f"{path}: '{info.filename}' holds {values.dtype}, not numbers.")
+    return _native(np.ascontiguousarray(values))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -8,6 +8,7 @@ our draws.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from gradstep.data.draws import Draws
 from gradstep.data.mix import CutMix, MixUp
-from gradstep.data.transforms import ToFloat
+from gradstep.data.transforms import Resize, ToFloat
 from gradstep.errors import DataError, RecipeError, listed, nearest
 
 
@@ -37,6 +38,8 @@ class Flip:
 
     def __post_init__(self) -> None:
         _within("flip", "p", self.p, 0, 1)
+        if not isinstance(self.vertical, bool):
+            raise RecipeError(f"augment: flip takes true or false for vertical, not {self.vertical!r}.")
 
     def __call__(self, inputs: Tensor, draws: Draws) -> Tensor:
         chosen = _for_each(draws.uniform(1)[:, 0] < self.p, inputs)
@@ -111,16 +114,10 @@ class RandomResizedCrop:
         boxes = self.boxes(draws, inputs.shape[-2], inputs.shape[-1])
         # One by one: each piece has a size of its own, and so its own filter.
         pieces = [
-            functional.interpolate(
-                image[None, :, top : top + height, left : left + width],
-                _pair(self.size),
-                mode="bilinear",
-                align_corners=False,
-                antialias=True,
-            )
+            Resize(self.size)(image[None, :, top : top + height, left : left + width])
             for image, (top, left, height, width) in zip(inputs, boxes, strict=True)
         ]
-        return torch.cat(pieces)
+        return torch.cat(pieces).clamp(0, 1)  # the filter's weights sum to 1 but for rounding
 
     def boxes(self, draws: Draws, height: int, width: int) -> list[tuple[int, int, int, int]]:
         """`(top, left, height, width)` of each sample's piece of an image of this size."""
@@ -145,6 +142,7 @@ class RandomResizedCrop:
 
 
 _TRIES = 10
+_HUGE = sys.float_info.max  # what a float holds; an integer may be larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +256,7 @@ def augmentation_from_document(document: Any) -> Augmentation | MixUp | CutMix:
     name, value = (
         next(iter(document.items())) if isinstance(document, dict) and len(document) == 1 else (document, None)
     )
-    if name not in _NAMES:
+    if not isinstance(name, str) or name not in _NAMES:
         raise RecipeError(
             f"augment: {document!r} is not one of {', '.join(_NAMES)}, as in flip, {{shift: 2}} or "
             f"{{crop: {{size: 32, pad: 4}}}}.{nearest(str(name), _NAMES)}"
@@ -319,7 +317,7 @@ def _kornia() -> Any:
 
 
 def _within(name: str, option: str, value: Any, low: float, high: float) -> None:
-    if type(value) not in (int, float) or not low <= value <= high or not math.isfinite(value):
+    if type(value) not in (int, float) or not low <= value <= min(high, _HUGE):
         bounds = f"from {low} to {high}" if math.isfinite(high) else f"of {low} or more"
         raise RecipeError(f"augment: {name} takes a number {bounds} for {option}, not {value!r}.")
 
@@ -338,7 +336,7 @@ def _size(name: str, value: Any) -> int | tuple[int, int]:
 
 def _range(name: str, option: str, value: Any, most: float) -> tuple[float, float]:
     numbers = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) in (int, float) for v in value)
-    if not numbers or not 0 < value[0] <= value[1] <= most or not math.isfinite(value[1]):
+    if not numbers or not 0 < value[0] <= value[1] <= min(most, _HUGE):
         limit = f" of at most {most:g}" if math.isfinite(most) else ""
         raise RecipeError(f"augment: {name} takes two growing positive numbers{limit} for {option}, not {value!r}.")
     return float(value[0]), float(value[1])

@@ -7,7 +7,9 @@ whatever batch, process and order the sample comes. Philox4x32 with ten rounds: 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +23,14 @@ from gradstep.keys import key
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key in each round
 _ROUNDS = 10
+_ATTEMPTS = 32  # at drawing λ, made at once
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 Words = NDArray[np.uint64]  # numbers below 2**32, in 64 bits so that products have room
 
 
-def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
-    """Four random words of 32 bits for each counter of four words, all `[N]`, under one key of two words."""
+def philox(counter: Sequence[Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
+    """Four random words of 32 bits for each counter of four words, of any one shape, under one key of two words."""
     a, b, c, d = counter
     for number in range(_ROUNDS):
         first, second = (np.uint64((key[i] + number * _WEYL[i]) & 0xFFFFFFFF) for i in (0, 1))
@@ -50,14 +53,12 @@ class Draws:
 
     def uniform(self, count: int) -> Tensor:
         """`[N, count]` float64 on the CPU, each in [0, 1); the first ones don't depend on how many are asked for."""
-        numbers = self.samples.numpy().astype(np.uint64)
+        numbers = self.samples.numpy().astype(np.uint64)[:, None]
+        blocks = np.arange(math.ceil(count / 4), dtype=np.uint64)[None]
+        counter = np.broadcast_arrays(numbers & _LOW, numbers >> _HALF, np.uint64(self.place), blocks)
         whole = key(self.seed, "augment", self.epoch)
-        blocks: list[Words] = []
-        for block in range(math.ceil(count / 4)):
-            place, last = (np.full_like(numbers, value) for value in (self.place, block))
-            counter = (numbers & _LOW, numbers >> _HALF, place, last)
-            blocks += philox(counter, (whole & 0xFFFFFFFF, whole >> 32))
-        return torch.from_numpy(np.stack(blocks[:count], 1) / 2.0**32)
+        words = np.stack(philox(tuple(counter), (whole & 0xFFFFFFFF, whole >> 32)), -1)
+        return torch.from_numpy(words.reshape(len(numbers), 4 * blocks.size)[:, :count] / 2.0**32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +80,14 @@ class BatchDraws:
         In logarithms, because u**(1/alpha) is 0 in floating point where alpha is small. It is a loop of attempts, of
         which 1 in 2 succeeds for alpha = 1, and 1 in 70 for 4.
         """
-        attempt = 0
-        while True:
-            x, y = (math.log(1.0 - u) / alpha for u in self.uniform(2, attempt))
-            together = float(np.logaddexp(x, y))
-            if together <= 0.0:
-                return math.exp(x - together)
-            attempt += 1
+        for several in itertools.count():
+            u = iter(self.uniform(2 * _ATTEMPTS, several))
+            for pair in zip(u, u, strict=True):
+                x, y = (math.log(1.0 - each) / alpha for each in pair)
+                together = float(np.logaddexp(x, y))
+                if together <= 0.0:
+                    return math.exp(x - together)
+        raise AssertionError("the loop above does not end")
 
     def partners(self, count: int) -> Tensor:
         """A permutation of the batch's samples (int64, `[count]`)."""

@@ -71,13 +71,14 @@ class Feed:
         # What each batch is held against while it is on the CPU, where looking costs no wait for a device.
         self.checks: list[Check] = [] if source.in_memory and all_finite(source, what) else [refuse_non_finite]
 
+        if self.pipeline.mixes and self.device.type != "cpu":
+            self.checks.append(self.pipeline.hold_labels)
+
     def indices(self, step: int) -> tuple[int, Tensor]:
         """`(epoch, numbers of the samples)` of batch number `step`; the epoch counts from 0 here."""
         if step < 0:
             raise IndexError(f"{self.what}: batches are counted from 0, and {step} is asked for.")
         epoch, batch = divmod(step, self.steps_per_epoch)
-        if not self.shuffle:
-            epoch = 0  # the same samples, and the same draws of their transforms, every time
         if self._order[0] != epoch:
             length = len(self.source)
             self._order = (

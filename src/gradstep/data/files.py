@@ -99,9 +99,11 @@ class Images:
                 return self.kept[number] if self.kept is not None else read_image(path, self.reading)
             what = "it is another file than the one that was read before the first step"
         except OSError as error:
-            what = f"it was there before the first step, and now: {error.strerror}"
+            gone = isinstance(error, FileNotFoundError)
+            what = f"it was there before the first step, and {'is gone' if gone else f'now: {error.strerror}'}"
         except UnreadableError as error:
-            what = str(error)
+            gone = isinstance(error.__cause__, FileNotFoundError)
+            what = "it was there before the first step, and is gone" if gone else str(error)
         raise DataError(f"{self.files.place(number)}: {what}. Images must stay as they are while they are trained on.")
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
@@ -157,11 +159,26 @@ def per_sample(images: Images, transform: Callable[[Any], Any] | None, target_tr
     `transform` gets a Pillow image, as torchvision's do, and gives a tensor; `target_transform` gets an int, or a
     float tensor where the targets are numbers.
     """
-    return Items(_PerSample(images, transform, target_transform), classes=images.classes)
+    return PerSample(_Transformed(images, transform, target_transform), classes=images.classes)
 
 
 @dataclass(frozen=True, eq=False)
-class _PerSample:
+class PerSample(Items):
+    """Image files under callables of the user's; what is known of the files is known of it too."""
+
+    dataset: _Transformed
+
+    @property
+    def targets(self) -> Tensor | None:
+        return self.dataset.images.targets if self.dataset.target_transform is None else None
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return self.dataset.images.fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class _Transformed:
     images: Images
     transform: Callable[[Any], Any] | None
     target_transform: Callable[[Any], Any] | None

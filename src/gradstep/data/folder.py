@@ -27,22 +27,37 @@ def read_folder(
         raise DataError(
             f"{folder}: there are no folders in it. It wants one for each class: {folder}/cat, {folder}/dog."
         )
-    divided = {PARTS[name.lower()]: folder / name for name in below if name.lower() in PARTS}
-    if "train" not in divided or len(divided) < len(below):
-        divided = {"train": folder}
+    divided = _parts_in(folder, below)
     parts: dict[str, FileList] = {}
     other = 0
     for part in ("train", "valid", "test"):
         if part in divided:
             parts[part], passed_over = _part(divided[part], classes)
             classes, other = parts[part].classes, other + passed_over
-    notes = (f"{folder}: {other:,} files that are no images by their suffix were passed over",) if other else ()
+    loose = sum(sum(each.is_file() and not each.name.startswith(".") for each in p.iterdir()) for p in divided.values())
+    notes: tuple[str, ...] = ()
+    notes += (f"{folder}: {other:,} files that are no images by their suffix were passed over",) if other else ()
+    notes += (f"{folder}: {loose:,} files beside the classes' folders were passed over",) if loose else ()
     return parts, notes
 
 
 def images_in(folder: str | Path) -> list[str]:
     """The image files at any depth, in the order of their paths."""
-    return [path for path in _files(Path(folder)) if path.lower().endswith(SUFFIXES)]
+    return sorted(path for path in _files(Path(folder)) if path.lower().endswith(SUFFIXES))
+
+
+def _parts_in(folder: Path, below: list[str]) -> dict[str, Path]:
+    """The folders of the parts, or the whole as the training part. DataError where it might be either."""
+    named = [name for name in below if name.lower() in PARTS]
+    divided = {PARTS[name.lower()]: folder / name for name in named}
+    if not named:
+        return {"train": folder}
+    if "train" not in divided or len(divided) < len(below):
+        raise DataError(
+            f"{folder}: {', '.join(below[:8])}: are they parts of the data or classes? As parts there is train, and "
+            "perhaps valid and test, once each and nothing beside them. Classes can't have these names."
+        )
+    return divided
 
 
 def _part(folder: Path, known: tuple[str, ...] | None) -> tuple[FileList, int]:
@@ -51,7 +66,10 @@ def _part(folder: Path, known: tuple[str, ...] | None) -> tuple[FileList, int]:
     paths, targets, other = [], [], 0
     for name in names:
         found = images_in(folder / name)
-        if found and name not in classes:
+        if not found:
+            other += sum(1 for _ in _files(folder / name))
+            continue
+        if name not in classes:
             raise DataError(f"{folder}: the training data has no class '{name}'. It has {', '.join(classes[:12])}.")
         paths += found
         targets += [classes.index(name)] * len(found)
@@ -60,6 +78,13 @@ def _part(folder: Path, known: tuple[str, ...] | None) -> tuple[FileList, int]:
 
 
 def _files(folder: Path) -> Iterator[str]:
+    """Every file that is not hidden, links followed, but no folder twice: a link may point above itself."""
+    walked: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in walked:
+            folders.clear()
+            continue
+        walked.add((found.st_dev, found.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith("."))
+        yield from (os.path.join(place, name) for name in files if not name.startswith("."))

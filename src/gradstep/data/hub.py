@@ -39,10 +39,7 @@ def hub_source(data: Any, what: str, reading: Reading | None = None) -> Items:
     kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
     images = [name for name, kind in kinds.items() if kind == "Image"]
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    numbers = [
-        name for name, feature in data.features.items() if str(getattr(feature, "dtype", "")).startswith(_NUMBERS)
-    ]
-    numbers = [name for name in numbers if name not in labels]
+    numbers = [name for name, feature in data.features.items() if name not in labels and _is_numeric(feature)]
     target = labels[0] if len(labels) == 1 else next((n for n in numbers if n in ("label", "labels", "target")), None)
     inputs = images if len(images) == 1 else [name for name in numbers if name != target]
     if target is None or not inputs or (images and len(images) != 1):
@@ -53,9 +50,8 @@ def hub_source(data: Any, what: str, reading: Reading | None = None) -> Items:
 
 def hub_splits(data: Mapping[str, Any], what: str, reading: Reading | None = None) -> Splits:
     """The parts of a `DatasetDict`, by their names: train, validation or test. Others are left alone."""
-    parts = {
-        PARTS[name.lower()]: hub_source(each, what, reading) for name, each in data.items() if name.lower() in PARTS
-    }
+    known = [name for name in data if name.lower() in PARTS]
+    parts = {PARTS[name.lower()]: hub_source(data[name], what, reading) for name in known}
     if "train" not in parts:
         raise DataError(f"{what}: the data set has the parts {listed(data)}, and none is train. Name one of them.")
     return Splits(parts["train"], parts.get("valid"), parts.get("test"))

@@ -44,19 +44,26 @@ class Reading:
             raise RecipeError(
                 f"data.images.mode: there is no '{self.mode}'. There are {listed(MODES)}.{nearest(self.mode, MODES)}"
             )
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise RecipeError(f"data.images.size: {list(self.size)} is no height and width.")
+        if self.size is not None:
+            object.__setattr__(self, "size", _pair(self.size))
         if self.ground is not None:
             try:
-                ImageColor.getrgb(self.ground)
+                opaque = ImageColor.getrgb(self.ground)[3:] in ((), (255,))
             except ValueError:
-                raise RecipeError(
-                    f"data.images.ground: '{self.ground}' is no colour. Write white, black or #rrggbb."
-                ) from None
+                opaque = False
+            if not opaque:
+                raise RecipeError(f"data.images.ground: '{self.ground}' is no colour. Write white, black or #rrggbb.")
 
     @property
     def channels(self) -> int | None:
         return None if self.mode is None else _CHANNELS[self.mode]
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    sides = (size, size) if type(size) is int else size
+    if not isinstance(sides, (list, tuple)) or len(sides) != 2 or any(type(s) is not int or s < 1 for s in sides):
+        raise RecipeError(f"data.images.size: {size!r} is no size. Write 64, or [48, 64] (height, width).")
+    return sides[0], sides[1]
 
 
 def read_image(path: str | Path, reading: Reading) -> Tensor:
@@ -115,7 +122,10 @@ def _converted(image: Image.Image, reading: Reading) -> Image.Image:
     if image.mode in _WIDE:
         grey = np.asarray(image).astype(np.int64)
         _hold_sixteen_bits(grey)
+        clear = image.info.get("transparency")  # one of the greys
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # Pillow's own conversion would clip at 255
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
     if image.mode.startswith("F"):
         raise UnreadableError("its pixels are floats, whose range is not known: read it with mode F")
     if _transparent(image):
@@ -141,6 +151,8 @@ def _converted(image: Image.Image, reading: Reading) -> Image.Image:
 
 def _float(image: Image.Image) -> Image.Image:
     """One channel of float32 in [0, 1]; floats as they are."""
+    if "transparency" in image.info and image.mode in (*_WIDE, "L", "1", "F"):
+        raise UnreadableError("mode F keeps no transparency, and it has some: read it with mode L, RGB or RGBA")
     if image.mode == "F":
         return image
     if image.mode in _WIDE:

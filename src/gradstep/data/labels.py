@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from gradstep.errors import DataError
 
 KINDS = ("classes", "numbers")
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def targets_of(
@@ -38,7 +40,7 @@ def targets_of(
         return _numbers(cells, values, place, what), None
     if len(cells) > 1:
         raise DataError(f"{what}: several target columns make numbers, not classes. Name one in data.columns.target.")
-    known = classes or _classes(cells[0], values[0])
+    known = classes or _classes(cells[0])
     if classes is None and kind is None and len(known) > max(20, len(cells[0]) / 2):
         raise DataError(
             f"{what}: {len(known):,} different labels in {len(cells[0]):,} samples, such as '{cells[0][0]}'. Is it the "
@@ -46,9 +48,9 @@ def targets_of(
         )
     numbers = {name: number for number, name in enumerate(known)}
     targets = []
-    for number, (cell, value) in enumerate(zip(cells[0], values[0], strict=True)):
-        name = cell if cell in numbers else _spelled(value)
-        if name not in numbers:
+    for number, cell in enumerate(cells[0]):
+        name = cell if cell in numbers else _spelled(cell)
+        if name is None or name not in numbers:
             raise DataError(
                 f"{what}: {place(number)} has the label '{cell}', which the training data does not have. "
                 f"It has {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}."
@@ -62,7 +64,7 @@ def _numbers(
 ) -> Tensor:
     for column, numbers in zip(cells, values, strict=True):
         for number, value in enumerate(numbers):
-            if value is None or not math.isfinite(value):
+            if value is None or not abs(value) <= _LARGEST:  # what is more would be infinite in float32
                 raise DataError(
                     f"{what}: {place(number)} has the target '{column[number]}', which is no finite number."
                 )
@@ -70,20 +72,20 @@ def _numbers(
     return targets[:, 0].contiguous() if len(cells) == 1 else targets.contiguous()
 
 
-def _classes(cells: Sequence[str], values: list[float | None]) -> tuple[str, ...]:
+def _classes(cells: Sequence[str]) -> tuple[str, ...]:
     """The distinct labels: numbers by size, if all are whole numbers; else by the alphabet."""
-    if all(value is not None and value.is_integer() for value in values):
-        return tuple(_spelled(value) for value in sorted({v for v in values if v is not None}))
-    return tuple(sorted(set(cells)))
+    spelled = {_spelled(cell) for cell in cells}
+    whole = [int(each) for each in spelled if each is not None]
+    return tuple(map(str, sorted(whole))) if None not in spelled else tuple(sorted(set(cells)))
 
 
-def _spelled(value: float | None) -> str:
-    """A whole number the one way: 3, 03 and 3.0 are one label."""
-    return str(int(value)) if value is not None and math.isfinite(value) and value.is_integer() else ""
+def _spelled(cell: str) -> str | None:
+    """A whole number the one way, None for anything else: 3, 03 and 3.0 are one label."""
+    return str(int(cell.partition(".")[0])) if _WHOLE.fullmatch(cell) else None
 
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)  # Python takes 1_0 for 10; a CSV means a name
     except ValueError:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def read_listing(path: str | Path, has_header: Callable[[Sequence[str], Sequence
             f"{path}: its columns are taken to be separated by {'a tab' if delimiter == chr(9) else delimiter}"
         )
     rows, lines = [], []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # strict: a quote that is never closed would take all that follows for one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         line = 1
         for cells in reader:
@@ -123,16 +125,16 @@ def _text(path: Path) -> tuple[str, list[str]]:
 
 
 def _delimiter(text: str) -> str:
-    """The one that gives the most columns, as many in each of the first rows; a comma where none does."""
-    best, most = ",", 1
+    """The one that cuts the most of the first rows into one number of columns, above one; a comma where none does."""
+    best, most = ",", (0, 0)
     for delimiter in _DELIMITERS:
-        rows = csv.reader(io.StringIO(text[:65536], newline=""), delimiter=delimiter)
+        rows = csv.reader(io.StringIO(text[:65536], newline=""), delimiter=delimiter, skipinitialspace=True)
         try:
-            widths = [len(row) for row, _ in zip((row for row in rows if row), range(20), strict=False)]
+            filled = (row for row in rows if any(cell.strip() for cell in row))
+            widths = Counter(len(row) for row, _ in zip(filled, range(20), strict=False))
         except csv.Error:
             continue
-        if len(text) > 65536:
-            widths = widths[:-1] or widths  # the last may have been cut
-        if len(set(widths)) == 1 and widths[0] > most:
-            best, most = delimiter, widths[0]
+        for width, count in widths.items():
+            if width > 1 and (count, width) > most:
+                best, most = delimiter, (count, width)
     return best

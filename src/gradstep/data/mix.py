@@ -34,9 +34,10 @@ class MixUp:
         _check("mixup", self.alpha, self.p, self.classes)
 
     def __call__(self, inputs: Tensor, targets: Any, draws: BatchDraws, classes: int | None) -> tuple[Tensor, Tensor]:
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            what = inputs.dtype if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+            raise DataError(f"mixup needs floats and got {what}. Put 'float' into data.transforms.")
         targets = _soft("mixup", targets, self.classes or classes, inputs.dtype)
-        if not inputs.is_floating_point():
-            raise DataError(f"mixup needs floats and got {inputs.dtype}. Put 'float' into data.transforms.")
         if draws.uniform(1, _SWITCH)[0] >= self.p:
             return inputs, targets
         share, partners = draws.beta(self.alpha), draws.partners(len(inputs)).to(inputs.device)
@@ -63,9 +64,10 @@ class CutMix:
         _check("cutmix", self.alpha, self.p, self.classes)
 
     def __call__(self, inputs: Tensor, targets: Any, draws: BatchDraws, classes: int | None) -> tuple[Tensor, Tensor]:
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+            what = list(inputs.shape) if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+            raise DataError(f"cutmix needs a batch of images [N, C, H, W] and got {what}.")
         targets = _soft("cutmix", targets, self.classes or classes, inputs.dtype)
-        if inputs.dim() != 4:
-            raise DataError(f"cutmix needs a batch of images [N, C, H, W] and got {list(inputs.shape)}.")
         if draws.uniform(1, _SWITCH)[0] >= self.p:
             return inputs, targets
         partners = draws.partners(len(inputs)).to(inputs.device)
@@ -99,16 +101,26 @@ def _soft(name: str, targets: Any, classes: int | None, dtype: torch.dtype) -> T
             f"{list(targets.shape)} and the data {'name no' if classes is None else f'has {classes}'} classes. Write "
             f"{{{name}: {{alpha: 0.2, classes: 10}}}}."
         )
+    if targets.device.type == "cpu":  # on a device, looking would wait for it: the feed looks before
+        hold_labels(targets, classes)
     return functional.one_hot(targets.long(), classes).to(dtype if dtype.is_floating_point else torch.float32)
 
 
+def hold_labels(targets: Tensor, classes: int) -> None:
+    """DataError for a class number that is none of so many, and so has no probability."""
+    outside = (targets < 0) | (targets >= classes)
+    if bool(outside.any()):
+        label = int(targets[outside][0])
+        raise DataError(f"the label {label} is none of {classes} classes, 0 to {classes - 1}: it can't be mixed.")
+
+
 def _check(name: str, alpha: Any, p: Any, classes: Any) -> None:
-    if type(alpha) not in (int, float) or not 0 < alpha <= _MOST:
-        raise RecipeError(f"augment: {name} takes an alpha above 0 and up to {_MOST}, not {alpha!r}.")
+    if type(alpha) not in (int, float) or not _LEAST <= alpha <= _MOST:
+        raise RecipeError(f"augment: {name} takes an alpha from {_LEAST} to {_MOST}, not {alpha!r}.")
     if type(p) not in (int, float) or not 0 <= p <= 1:
         raise RecipeError(f"augment: {name} takes a number from 0 to 1 for p, not {p!r}.")
     if classes is not None and (type(classes) is not int or classes < 2):
         raise RecipeError(f"augment: {name} takes a number of classes of 2 or more, not {classes!r}.")
 
 
-_MOST = 4  # drawing λ takes ever more attempts for larger ones, and nobody uses them
+_LEAST, _MOST = 1e-3, 4  # below, λ is 0 or 1; above, drawing it takes ever more attempts; nobody uses either

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradstep import tree
 from gradstep.data.draws import BatchDraws, Draws
-from gradstep.data.mix import CutMix, MixUp
+from gradstep.data.mix import CutMix, MixUp, hold_labels
 from gradstep.data.sources import Source
 from gradstep.data.transforms import Ragged, apply, one_size
 from gradstep.errors import DataError
@@ -31,7 +32,10 @@ class Pipeline:
 
     def __call__(self, batch: Any, numbers: Tensor, epoch: int, step: int) -> Any:
         """The batch `(inputs, targets)` as the model gets it; `numbers` are its samples' (int64, `[N]`, on the CPU)."""
-        if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Ragged):
+        pair = isinstance(batch, (tuple, list)) and len(batch) >= 2
+        if (self._single or self._mixes) and not pair:
+            raise DataError(f"augment works on batches of (inputs, targets), and these are {tree.describe(batch)}.")
+        if pair and isinstance(batch[0], Ragged):
             device = next((part.device for part in batch[1:] if isinstance(part, Tensor)), torch.device("cpu"))
             images = [image.to(device, non_blocking=True) for image in batch[0].images]
             single = [self._one(image[None], numbers[i : i + 1], epoch) for i, image in enumerate(images)]
@@ -41,6 +45,18 @@ class Pipeline:
         for place, mix in self._mixes:
             batch = (*mix(batch[0], batch[1], BatchDraws(self._seed, step, place), self._classes), *batch[2:])
         return batch
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed."""
+        return bool(self._mixes)
+
+    def hold_labels(self, batch: Any, numbers: Tensor | None, what: str) -> None:  # noqa: ARG002
+        """A check for a feed whose batches go to a device: there, a label that is none would be found too late."""
+        for _, mix in self._mixes:
+            classes = mix.classes or self._classes
+            if classes and isinstance(batch[1], Tensor) and not batch[1].is_floating_point():
+                hold_labels(batch[1], classes)
 
     def _one(self, inputs: Any, numbers: Tensor, epoch: int) -> Any:
         """What is done to each image by itself, so that it is the same in a batch of any size."""

@@ -140,6 +140,10 @@ class Part:
         return None if targets is None else tree.map_tensors(lambda t: t[self.numbers], targets)
 
     @property
+    def augment(self) -> tuple[Any, ...]:
+        return augmentations(self.whole)
+
+    @property
     def fingerprint(self) -> dict[str, Any] | None:
         return fingerprint(self.whole)
 
@@ -254,6 +258,11 @@ def original(source: Source, numbers: Tensor) -> Tensor:
 def targets_in_memory(source: Source) -> Any:
     """All targets of a source, in its order, where they lie in memory as the second of a pair; else None."""
     return getattr(source, "targets", None)
+
+
+def augmentations(source: Source) -> tuple[Any, ...]:
+    """What is done to a source's batches in training alone."""
+    return getattr(source, "augment", ())
 
 
 def fingerprint(source: Source) -> dict[str, Any] | None:

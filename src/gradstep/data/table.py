@@ -17,6 +17,7 @@ from gradstep.data.listing import Listing, read_listing
 from gradstep.data.sources import Tensors
 from gradstep.errors import DataError, RecipeError, listed, nearest
 
+_LARGEST = float(np.finfo(np.float32).max)  # what is more would be infinite in float32
 COLUMNS = ("path", "inputs", "target", "split")
 _TARGETS = ("label", "target", "class", "category", "y")  # names that need no explanation
 _PATHS = ("path", "file", "filename", "image", "image_path", "filepath")
@@ -117,13 +118,14 @@ def _numbers(listing: Listing, inputs: Sequence[int], rows: list[int]) -> np.nda
     for place, column in enumerate(inputs):
         cells = [listing.rows[row][column] for row in rows]
         try:
-            table[:, place] = np.asarray(cells, dtype=np.float64)
-            if np.isfinite(table[:, place]).all():
+            exact = np.asarray(cells, dtype=np.float64)
+            if (np.abs(exact) <= _LARGEST).all():
+                table[:, place] = exact
                 continue
         except ValueError:
             pass
         for row, cell in zip(rows, cells, strict=True):
-            if not _is_number(cell) or not np.isfinite(np.float32(cell)):
+            if not _is_number(cell) or not abs(float(cell)) <= _LARGEST:
                 name = f"'{listing.name(column)}'" if listing.header else f"number {column}"
                 raise DataError(
                     f"{listing.place(row)}: the column {name} has '{cell}', which is no finite number. Mend it, or "
@@ -155,6 +157,8 @@ def _columns(listing: Listing, given: Mapping[str, Any]) -> Columns:
         targets = [listing.column(each, "target") for each in _several(given["target"])]
     else:
         targets = [_target_column(listing, [c for c in range(listing.width) if c not in taken], path is not None)]
+    if path in targets:
+        raise DataError(f"data.columns.target: {listing.path}'s column {listing.name(targets[0])} names the images.")
     if path is None and not inputs:
         inputs = [column for column in range(listing.width) if column not in {split, *targets}]
         if not inputs:
@@ -200,11 +204,11 @@ def _is_header(first: Sequence[str], second: Sequence[str] | None, columns: Mapp
     named = [each for value in columns.values() for each in _several(value) if isinstance(each, str)]
     if named:
         return True
-    if second is None or any(_names_image(cell) for cell in first):
-        return False
-    looks_like_data = any(_is_number(cell) for cell in first)
+    looks_like_data = any(_names_image(cell) or _is_number(cell) for cell in first)
+    if looks_like_data or second is None:
+        return not looks_like_data
     below = any(_is_number(cell) or _names_image(cell) for cell in second)
-    return not looks_like_data and (below or any(cell.lower() in (*_TARGETS, *_PATHS) for cell in first))
+    return below or any(cell.lower() in (*_TARGETS, *_PATHS) for cell in first)
 
 
 def _several(value: Any) -> list[Any]:

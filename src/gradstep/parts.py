@@ -105,7 +105,7 @@ def _image_paths(word: str, columns: Mapping[str, Any]) -> list[str]:
             raise DataError(f"{path}: there are no images in it, by their suffixes ({listed(data.SUFFIXES)}).")
         return found
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):
-        return data.list_of_paths(path, {key: value for key, value in columns.items() if key == "path"})
+        return data.list_of_paths(path, columns.get("path"))
     return [word]  # whether it is there, and an image, is found with all the others
 
 

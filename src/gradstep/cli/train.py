@@ -64,7 +64,7 @@ def run_recipe(recipe: Recipe, arguments: dict[str, Any], hooks: list[Any], **wh
 
     run = fit(**{**arguments, "hooks": [*hooks, *arguments["hooks"]]}, **where)
     if not recipe.quiet:
-        _say_next(run)
+        _say_next(run, recipe)
     if run.paused is not None:
         raise typer.Exit(_EXIT_CODES[run.paused])
 
@@ -86,12 +86,13 @@ def find_recipe(what: str, settings: list[str]) -> tuple[str, dict[str, Any], li
     return default_recipe(what, override({"data": {}}, settings)["data"])
 
 
-def _say_next(run: Run) -> None:
+def _say_next(run: Run, recipe: Recipe) -> None:
     if run.paused is not None:
         print(f"next      gradstep resume {run.path}")
         return
     print(f"next      gradstep evaluate {run.path}")
-    print(f"          gradstep predict {run.path} valid --to predictions.csv")
+    part = next((name for name in ("valid", "test") if getattr(recipe.data, name) is not None), "train")
+    print(f"          gradstep predict {run.path} {part} --to predictions.csv")
 
 
 def _lines(recipe: Recipe) -> list[str]:

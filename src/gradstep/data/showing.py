@@ -68,7 +68,7 @@ class Report:
         across = [group for group in self.duplicates if len({part for part, _ in group}) > 1]
         yield (
             "copies",
-            f"{len(within):,} images that are there more than once within a part, {len(across):,} across parts",
+            f"{len(within):,} samples are there more than once within a part, {len(across):,} across parts",
         )
         differ = [group for group in self.duplicates if len({self.labels.get(place, "") for place in group}) > 1]
         if differ:

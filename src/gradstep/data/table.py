@@ -97,10 +97,14 @@ def rows_of(path: str | Path, columns: Mapping[str, Any]) -> torch.Tensor:
     return torch.from_numpy(_numbers(listing, inputs, list(range(len(listing.rows)))))
 
 
-def list_of_paths(path: str | Path, columns: Mapping[str, Any]) -> list[str]:
-    """The paths alone of a CSV that lists images, with labels or without: what a prediction needs."""
-    listing = read_listing(path, lambda first, second: _is_header(first, second, columns))
-    column = _path_column(listing, columns)
+def list_of_paths(path: str | Path, named: str | int | None = None) -> list[str]:
+    """The paths alone of a CSV that lists images, with labels or without: what a prediction needs.
+
+    They are in the column `named`, as the run's data had it; where none is called so, in the one that looks so.
+    """
+    listing = read_listing(path, lambda first, second: named in first or _is_header(first, second, {}))
+    there = named is not None and (named in (listing.header or ()) or isinstance(named, int))
+    column = _path_column(listing, {"path": named} if there else {})
     if column is None:
         raise DataError(f"{path}: no column of it names image files. Say which: data.columns.path=NAME.")
     return [_resolved(listing, row, cells[column]) for row, cells in enumerate(listing.rows)]

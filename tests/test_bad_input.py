@@ -13,7 +13,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gradstep import cli
 
@@ -117,6 +119,9 @@ def matrix(outputs, targets):
 def bad_loss(outputs, targets):
     raise ZeroDivisionError("of mine")
 
+def bad_transform(image):
+    raise ArithmeticError("of mine")
+
 def bad_metric(outputs, targets):
     return outputs.nope
 """
@@ -217,7 +222,29 @@ CASES: dict[str, list[str]] = {
     "a folder that can't be written": ["--out", "base.yaml"],
     "a name that is no folder's": ["--name", "a/b"],
     "an epoch to interrupt at that is none": ["--interrupt-at", "0"],
-}
+    "an augmentation that does not exist": ["data.augment=[flop]"],
+    "an augmentation's unknown option": ["data.augment=[{crop: {size: 8, padding: 2}}]"],
+    "an augmentation's impossible value": ["data.augment=[{shift: -1}]"],
+    "an augmentation of what is no image": ["data.augment=[flip]"],
+    "mixing without class names": ["data.augment=[{mixup: 0.2}]"],
+    "mixing under a criterion for class numbers": [
+        "data.augment=[{mixup: {alpha: 0.2, classes: 3}}]", "criterion=NLLLoss"],
+    "an unknown key of images": ["data.images.sise=32"],
+    "an unknown mode of images": ["data.train=photos/good.csv", "data.images.mode=RGBB"],
+    "a ground that is no colour": ["data.train=photos/good.csv", "data.images={mode: RGB, ground: wite}"],
+    "images of several sizes": ["data.train=photos/good.csv", "data.images.mode=L", "data.transforms=[float]"],
+    "images of several modes": ["data.train=photos/good.csv"],
+    "a transparent image and no ground": ["data.train=photos/clear.csv", "data.images.mode=RGB"],
+    "a validation label that training does not have": [
+        "data.train=photos/good.csv", "data.valid=photos/other.csv", "data.images={mode: L, size: 4}"],
+    "what to do about bad images, misspelled": ["data.train=photos/good.csv", "data.on_bad=ignore"],
+    "targets that are neither classes nor numbers": ["data.train=photos/good.csv", "data.targets=labels"],
+    "a transform of images that raises": [
+        "data.train=photos/good.csv", "data.images.mode=L", "data.transform=mine:bad_transform"],
+    "an array alone": ["data.train=inputs.npy"],
+    "arrays of two lengths": ["data.train={inputs: inputs.npy, targets: targets.npy}"],
+    "a CIFAR file that is cut off": ["data.train=cut.bin"],
+}  # fmt: skip
 
 # name -> the whole command
 COMMANDS: dict[str, list[str]] = {
@@ -232,6 +259,26 @@ COMMANDS: dict[str, list[str]] = {
     "a run to evaluate that is not there": ["evaluate", "7"],
     "a run to predict with that is not there": ["predict", "7", "digits"],
     "a recipe to print that is not there": ["recipes", "digit"],
+    "images that are missing or can't be read": ["train", "photos/bad.csv"],
+    "images that are left out, all of them": ["train", "photos/none.csv", "data.on_bad=skip", "data.images={mode: L}"],
+    "a CSV that is empty": ["train", "photos/empty.csv"],
+    "a CSV with a header alone": ["train", "photos/header.csv"],
+    "a CSV of one class": ["train", "photos/one.csv"],
+    "a CSV's column that is not there": ["train", "photos/good.csv", "data.columns.target=lable"],
+    "a CSV with two columns for the label": ["train", "photos/two.csv"],
+    "a CSV without labels": ["train", "photos/alone.csv"],
+    "a CSV with a row too short": ["train", "photos/short.csv"],
+    "a CSV with a label missing": ["train", "photos/hole.csv"],
+    "a CSV with a different label for each": ["train", "photos/each.csv"],
+    "a table whose target nobody named": ["train", "table.csv"],
+    "a table with a cell that is no number": ["train", "table.csv", "data.columns.target=area"],
+    "a file that is nothing known": ["train", "notes.md"],
+    "a folder without classes": ["train", "photos"],
+    "a folder that might be parts or classes": ["train", "mixed"],
+    "a data set to fetch that is not known": ["data", "get", "minst"],
+    "a data set to show that is not there": ["data", "show", "photo.csv"],
+    "a sheet that is no PNG": ["data", "show", "photos/good.csv", "--sheet", "sheet.jpg"],
+    "augmentation shown without any": ["data", "show", "photos/good.csv", "--sheet", "s.png", "--augment"],
 }
 
 
@@ -247,8 +294,46 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = struct.pack(">HBBIII", 0, 8, 3, 4, 2, 2) + bytes(16)
     (folder / "cut.gz").write_bytes(gzip.compress(images[:-3], mtime=0))
     (folder / "cut-gzip.gz").write_bytes(gzip.compress(images, mtime=0)[:-6])
+    _write_data(folder)
     (folder / "labels").write_bytes(struct.pack(">HBBI", 0, 8, 1, 4) + bytes(4))
     return folder
+
+
+def _write_data(folder: Path) -> None:
+    """Images and tables with something wrong with each."""
+    (folder / "photos").mkdir()
+    for number in range(12):
+        Image.new("L" if number < 8 else "RGB", (8, 8 if number < 4 else 9)).save(folder / "photos" / f"{number}.png")
+    Image.new("RGBA", (8, 8), (0, 0, 0, 99)).save(folder / "photos/clear.png")
+    (folder / "photos/cut.png").write_bytes((folder / "photos/1.png").read_bytes()[:44])
+    (folder / "photos/text.png").write_text("not an image")
+    names = [f"{number}.png" for number in range(12)]
+    files = {
+        "good": ["file,label", *(f"{name},{'ab'[n % 2]}" for n, name in enumerate(names))],
+        "other": ["file,label", "0.png,a", "1.png,c"],
+        "clear": ["file,label", "clear.png,a", "11.png,b"],
+        "bad": ["file,label", *(f"{name},{n % 2}" for n, name in enumerate([*names, "cut.png", "text.png", "no.png"])),
+                *(f"gone{n}.png,0" for n in range(9))],
+        "none": ["file,label", "no.png,a", "nor.png,b"],
+        "empty": [],
+        "header": ["file,label"],
+        "one": ["file,label", *(f"{name}, cat " for name in names)],
+        "two": ["file,kind,color", *(f"{name},a,b" for name in names)],
+        "alone": names,
+        "short": ["file,label", "0.png,a", "1.png"],
+        "hole": ["file,label", "0.png,a", "1.png,"],
+        "each": ["file,label", *(f"{n % 12}.png,{n}" for n in range(48))],
+    }  # fmt: skip
+    for name, lines in files.items():
+        (folder / "photos" / f"{name}.csv").write_text("\n".join(lines))
+    (folder / "table.csv").write_text("width,height,area\n1,2,2\n3,n/a,9\n")
+    (folder / "notes.md").write_text("# notes\n")
+    for name in ("train", "extra"):
+        (folder / "mixed" / name).mkdir(parents=True)
+        shutil.copy(folder / "photos/0.png", folder / "mixed" / name)
+    np.save(folder / "inputs.npy", np.zeros((5, 4), np.float32))
+    np.save(folder / "targets.npy", np.zeros(4, np.int64))
+    (folder / "cut.bin").write_bytes(bytes(5000))
 
 
 @pytest.fixture(scope="module")

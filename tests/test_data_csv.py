@@ -313,7 +313,7 @@ def test_a_row_that_names_no_file_or_has_no_label_is_named(photos):
     path = written(photos, "file,label\n0.png,a\n,b\n")
     assert told(path) == f"line 3 of {path} names no file. Fill it in, or take the line out."
     path = written(photos, "file,label\n0.png,a\n1.png,\n")
-    assert told(path) == f"{path}: line 3 of {path} has no label. Fill it in, or take the line out."
+    assert told(path) == f"line 3 of {path} has no label. Fill it in, or take the line out."
 
 
 # Labels
@@ -434,7 +434,7 @@ def test_a_second_files_unknown_label_is_an_error_with_the_label_and_its_line(ph
     with pytest.raises(DataError) as caught:
         parts.read_splits(recipe(train=str(train), valid=str(valid)))
     assert str(caught.value) == (
-        f"{valid}: line 3 of {valid} has the label 'zebra', which the training data does not have. It has a, b."
+        f"line 3 of {valid} has the label 'zebra', which the training data does not have. It has a, b."
     )
 
 
@@ -541,7 +541,7 @@ def test_an_input_that_is_no_finite_number_is_named(tmp_path, cell):
 @pytest.mark.parametrize("cell", ["nan", "inf", "-Infinity"])
 def test_a_target_that_is_no_finite_number_is_named(tmp_path, cell):
     path = written(tmp_path, f"a,y\n1,0.5\n3,{cell}\n")
-    assert told(path) == f"{path}: line 3 of {path} has the target '{cell}', which is no finite number."
+    assert told(path) == f"line 3 of {path} has the target '{cell}', which is no finite number."
 
 
 def test_a_target_that_is_no_number_at_all_is_named_where_numbers_are_asked_for(tmp_path):

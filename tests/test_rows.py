@@ -1,10 +1,16 @@
 """What the five documents ask for, row by row (those of this page that no other test file holds)."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from benchmarks import coloured_mnist
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -261,3 +267,63 @@ def test_an_optimizer_instance_is_taken_as_it_is() -> None:
     assert same_weights(run.model, fit().model)
     with pytest.raises(gradstep.errors.ModelError, match="holds no parameter of this model"):
         fit(optimizer=torch.optim.SGD(net().parameters(), lr=0.1))
+
+
+def test_p1_images_from_a_csv_with_a_transform_and_a_target_transform(tmp_path: Path) -> None:
+    """The document's data set, by its own words: ToTensor, Normalize(0.5, 0.5), shuffled train, ordered test."""
+    colours = torch.randint(256, (12, 3, 1, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for number, colour in enumerate(colours):
+        Image.fromarray(colour.expand(3, 6, 5).permute(1, 2, 0).contiguous().numpy()).save(tmp_path / f"{number}.png")
+    (tmp_path / "train.csv").write_text("".join(f"{number}.png,{number % 3}\n" for number in range(12)))
+
+    def transform(image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255  # as ToTensor
+        return (pixels - 0.5) / 0.5
+
+    options = data.Options(transform=transform, target_transform=lambda label: 2 - label)
+    source = data.open_data(str(tmp_path / "train.csv"), options).train
+    inputs, targets = source.batch(torch.arange(12), 0, 0)
+    assert torch.equal(inputs, ((colours.float() / 255 - 0.5) / 0.5).expand(12, 3, 6, 5))  # red first, as in the file
+    assert targets.tolist() == [2 - number % 3 for number in range(12)]
+
+    seen: list[list[int]] = []
+
+    class Watch(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(
+                [int((colours.flatten(1).float() / 127.5 - 1 - row[:, 0, 0]).abs().sum(1).argmin()) for row in x]
+            )
+            return super().forward(x.mean((2, 3)))
+
+    fit(source, test=source, model=Watch(3, 3), epochs=2, batch_size=4)
+    passes = [[number for batch in seen[start : start + 3] for number in batch] for start in range(-9, 0, 3)]
+    train, test = passes[:2], passes[2]
+    assert all(sorted(epoch) == list(range(12)) for epoch in train)
+    assert train[0] != train[1] != test == list(range(12))
+
+
+def test_p1_a_missing_image_is_an_error_and_not_none(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("no.png,1\n")
+    with pytest.raises(gradstep.errors.DataError, match=r"no\.png \(line 1\): there is no such file"):
+        data.open_data(str(tmp_path / "train.csv"))
+
+
+def test_p2_cifar10_from_its_binary_files_with_the_loss_every_10_batches(tmp_path: Path, mnist: Path) -> None:
+    """The built-in recipe on a coloured MNIST in the same files, at a rate that three epochs are enough for."""
+    coloured_mnist.write(tmp_path / "data" / "cifar10", train=4000, test=1000)
+    command = [sys.executable, "-m", "gradstep", "train", "cifar10", "epochs=3", "optimizer.lr=0.05"]
+    where = {**os.environ, "GRADSTEP_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "runs/latest/metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/running_loss"] for row in rows if row["kind"] == "train"]
+    # 3,600 samples are 57 batches: a line after each 10, and one for the 7 that are left, with the samples really seen.
+    seen = [640, 1280, 1920, 2560, 3200, 3600] * 3
+    expected = [f"loss: {loss:>7f}  [{count:>5d}/ 3600]" for loss, count in zip(losses, seen, strict=True)]
+    assert [line for line in done.stdout.splitlines() if line.startswith("loss: ")] == expected
+    steps = [row["step"] for row in rows if row["kind"] == "train"]
+    assert steps == [first + step for first in (0, 57, 114) for step in (10, 20, 30, 40, 50, 57)]
+    (test,) = [row for row in rows if row["kind"] == "test"]
+    assert test["test/accuracy"] >= 0.7
+    assert f"test      loss {test['test/loss']:.4f}  accuracy {test['test/accuracy']:.4f}" in done.stdout
+    assert "62,006 parameters" in done.stdout

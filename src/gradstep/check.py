@@ -142,6 +142,8 @@ def _target_hint(criterion: Any, targets: Any) -> str:
     if not isinstance(targets, Tensor):
         return ""
     if any(isinstance(each, _CLASSES) for each in _criteria(criterion)):
+        if targets.is_floating_point() and targets.dim() > 1:
+            return " Probabilities, as mixing makes them, are for CrossEntropyLoss."
         if targets.dtype != torch.int64:
             return f" It takes class numbers as int64, and these are {targets.dtype}: targets.long()."
         return " It takes one class number per sample: targets.squeeze(1)." if targets.dim() == 2 else ""

@@ -59,7 +59,7 @@ class Images:
     reading: Reading
     stamps: Tensor
     kept: Tensor | None
-    several_sizes: bool
+    sizes: tuple[tuple[int, ...], ...]  # of images as they are read, each once
     transforms: tuple[Transform, ...] = ()
 
     @property
@@ -110,7 +110,12 @@ class Images:
         numbers = indices.tolist()
         large = self.kept is None and float(self.stamps[numbers, 0].double().mean()) > _LARGE
         images = list(_mapped(self.image, numbers, large))
-        return (Ragged(images) if self.several_sizes else torch.stack(images)), self.files.targets[indices]
+        if len(self.sizes) == 1:
+            return torch.stack(images), self.files.targets[indices]
+        here = {tuple(image.shape) for image in images}
+        others = [size for size in self.sizes if {size} != here][: 2 - len(here)]
+        probes = [torch.zeros(size, dtype=images[0].dtype) for size in others]
+        return Ragged([*images, *probes], len(images)), self.files.targets[indices]
 
     def transformed(self, transforms: tuple[Transform, ...]) -> Images:
         return replace(self, transforms=transforms)
@@ -149,7 +154,7 @@ def image_files(
         reading,
         torch.tensor([look.stamp for look in looks], dtype=torch.int64),
         torch.stack(kept) if len(kept) == len(looks) and len(sizes) == 1 else None,
-        len(sizes) > 1,
+        tuple(sorted(sizes)),
     ), notes
 
 
@@ -159,14 +164,14 @@ def per_sample(images: Images, transform: Callable[[Any], Any] | None, target_tr
     `transform` gets a Pillow image, as torchvision's do, and gives a tensor; `target_transform` gets an int, or a
     float tensor where the targets are numbers.
     """
-    return PerSample(_Transformed(images, transform, target_transform), classes=images.classes)
+    return PerSample(TransformedImages(images, transform, target_transform), classes=images.classes)
 
 
 @dataclass(frozen=True, eq=False)
 class PerSample(Items):
     """Image files under callables of the user's; what is known of the files is known of it too."""
 
-    dataset: _Transformed
+    dataset: TransformedImages
 
     @property
     def targets(self) -> Tensor | None:
@@ -178,7 +183,9 @@ class PerSample(Items):
 
 
 @dataclass(frozen=True, eq=False)
-class _Transformed:
+class TransformedImages:
+    """A map-style data set of `(transform(image), target_transform(target))`."""
+
     images: Images
     transform: Callable[[Any], Any] | None
     target_transform: Callable[[Any], Any] | None

@@ -32,12 +32,12 @@ def targets_of(
     for column in cells:
         for number, cell in enumerate(column):
             if not cell:
-                raise DataError(f"{what}: {place(number)} has no label. Fill it in, or take the line out.")
+                raise DataError(f"{place(number)} has no label. Fill it in, or take the line out.")
     values = [[_number(cell) for cell in column] for column in cells]
     written = [value for column in values for value in column]
     fractions = None not in written and any(not value.is_integer() for value in written if value is not None)
     if kind == "numbers" or (kind is None and classes is None and (len(cells) > 1 or fractions)):
-        return _numbers(cells, values, place, what), None
+        return _numbers(cells, values, place), None
     if len(cells) > 1:
         raise DataError(f"{what}: several target columns make numbers, not classes. Name one in data.columns.target.")
     known = classes or _classes(cells[0])
@@ -52,22 +52,18 @@ def targets_of(
         name = cell if cell in numbers else _spelled(cell)
         if name is None or name not in numbers:
             raise DataError(
-                f"{what}: {place(number)} has the label '{cell}', which the training data does not have. "
+                f"{place(number)} has the label '{cell}', which the training data does not have. "
                 f"It has {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}."
             )
         targets.append(numbers[name])
     return torch.tensor(targets, dtype=torch.int64), known
 
 
-def _numbers(
-    cells: Sequence[Sequence[str]], values: list[list[float | None]], place: Callable[[int], str], what: str
-) -> Tensor:
+def _numbers(cells: Sequence[Sequence[str]], values: list[list[float | None]], place: Callable[[int], str]) -> Tensor:
     for column, numbers in zip(cells, values, strict=True):
         for number, value in enumerate(numbers):
             if value is None or not abs(value) <= _LARGEST:  # what is more would be infinite in float32
-                raise DataError(
-                    f"{what}: {place(number)} has the target '{column[number]}', which is no finite number."
-                )
+                raise DataError(f"{place(number)} has the target '{column[number]}', which is no finite number.")
     targets = torch.tensor(values, dtype=torch.float64).to(torch.float32).T
     return targets[:, 0].contiguous() if len(cells) == 1 else targets.contiguous()
 

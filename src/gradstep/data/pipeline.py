@@ -38,8 +38,9 @@ class Pipeline:
         if pair and isinstance(batch[0], Ragged):
             device = next((part.device for part in batch[1:] if isinstance(part, Tensor)), torch.device("cpu"))
             images = [image.to(device, non_blocking=True) for image in batch[0].images]
-            single = [self._one(image[None], numbers[i : i + 1], epoch) for i, image in enumerate(images)]
-            batch = (one_size(single), *batch[1:])
+            owners = [*numbers.split(1), *[numbers[-1:]] * (len(images) - batch[0].count)]
+            single = [self._one(image[None], owner, epoch) for image, owner in zip(images, owners, strict=True)]
+            batch = (one_size(single)[: batch[0].count], *batch[1:])
         elif self._single or self._transforms:
             batch = (self._one(batch[0], numbers, epoch), *batch[1:])
         for place, mix in self._mixes:

@@ -160,15 +160,20 @@ class SubtractMean:
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """A batch of images `[C, H, W]` of several sizes, which augmentations and transforms must bring to one."""
+    """A batch of images `[C, H, W]` of several sizes, which augmentations and transforms must bring to one.
+
+    What comes after the first `count` is no sample, but of another size than they are: where a batch is of one size by
+    chance, it shows that something brings all sizes to one.
+    """
 
     images: list[Tensor]
+    count: int
 
 
 def apply(transforms: Sequence[Callable[[Any], Any]], inputs: Any) -> Any:
     """The inputs after all transforms, in the order given."""
     if isinstance(inputs, Ragged):
-        return one_size([apply(transforms, image[None]) for image in inputs.images])
+        return one_size([apply(transforms, image[None]) for image in inputs.images])[: inputs.count]
     if not isinstance(inputs, Tensor):
         raise DataError(f"transforms work on one tensor of inputs, and these are a {type(inputs).__name__}.")
     for transform in transforms:

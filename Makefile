@@ -21,6 +21,7 @@ results: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.data
 
 clean:
 	rm -rf .venv

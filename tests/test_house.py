@@ -196,6 +196,6 @@ def test_every_dependency_is_argued_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
     extras = project["optional-dependencies"]
-    for requirement in [*project["dependencies"], *extras["demo"], *extras["tensorboard"]]:
+    for requirement in [*project["dependencies"], *extras["demo"], *extras["tensorboard"], *extras["augment"]]:
         name = re.match(r"[\w-]+", requirement)[0]
         assert re.search(rf"\*\*{name}\*\*", page, flags=re.IGNORECASE), f"{name} is not argued for"

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
+from gradstep.data import load_named
 from tests.test_house import ROOT, commands
 
 README = (ROOT / "README.md").read_text()
@@ -14,7 +17,19 @@ ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ
 LEAVES_WITH = {"gradstep train digits --interrupt-at 2": 3}
 
 
+def write_photos(folder: Path) -> None:
+    """1,000 MNIST images as PNG, and a CSV that lists them all but one."""
+    images, labels = load_named("mnist").train.content
+    (folder / "photos").mkdir()
+    for number in range(1001):
+        name = f"{number:05d}" if number < 1000 else "new"
+        Image.fromarray(images[number, 0].numpy()).save(folder / "photos" / f"{name}.png")
+    lines = [f"photos/{number:05d}.png,{int(labels[number])}" for number in range(1000)]
+    (folder / "photos.csv").write_text("\n".join(["file,label", *lines]))
+
+
 def test_every_gradstep_command_runs_in_order(tmp_path: Path, mnist: Path) -> None:
+    write_photos(tmp_path)
     typed = [command for command in commands(README) if "gradstep " in command and not command.startswith("git")]
     assert len(typed) >= 9
     where = {**ENVIRONMENT, "GRADSTEP_DATA": str(mnist.parent)}
@@ -29,7 +44,14 @@ def test_every_gradstep_command_runs_in_order(tmp_path: Path, mnist: Path) -> No
             reached = float(re.search(r"^test .*accuracy ([\d.]+)", done.stdout, flags=re.MULTILINE)[1])
             assert reached >= 0.985, done.stdout
             assert re.search(r"best .* at epoch [1-5],", done.stdout)
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 360
+        if "train photos.csv" in bare:
+            assert float(re.search(r"^best +valid/accuracy ([\d.]+)", done.stdout, flags=re.MULTILINE)[1]) >= 0.85
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 201
+    labels = (tmp_path / "labels.csv").read_text().splitlines()
+    assert labels[0] == "path,label,probability,label2,probability2"
+    assert len(labels) == 1 + 1 + 1001
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 600
 
 
 def test_make_demo_reaches_what_the_recipe_states(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from typer.testing import CliRunner
 from gradstep.cli import data_get
 from gradstep.data import download, load_named
 from gradstep.data.download import Part, fetch
-from gradstep.data.remote import SETS, File, Member, RemoteSet, get
+from gradstep.data.mirrors import SETS, File, Member, RemoteSet
+from gradstep.data.remote import get
 from gradstep.errors import DataError, OutputError, RecipeError, StorageError
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes: more than one read

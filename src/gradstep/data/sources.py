@@ -116,11 +116,10 @@ class Items:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Some samples of another source: `numbers` (int64, `[N]`) are theirs in it."""
+class _Over:
+    """A source over another one, of which it says what it does not say itself."""
 
     whole: Source
-    numbers: Tensor
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -135,6 +134,21 @@ class Part:
         return self.whole.in_memory
 
     @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        return fingerprint(self.whole)
+
+    @property
+    def worker_init(self) -> Callable[[int], None] | None:
+        return getattr(self.whole, "worker_init", None)
+
+
+@dataclass(frozen=True, eq=False)
+class Part(_Over):
+    """Some samples of another source: `numbers` (int64, `[N]`) are theirs in it."""
+
+    numbers: Tensor
+
+    @property
     def targets(self) -> Any:
         targets = targets_in_memory(self.whole)
         return None if targets is None else tree.map_tensors(lambda t: t[self.numbers], targets)
@@ -142,14 +156,6 @@ class Part:
     @property
     def augment(self) -> tuple[Any, ...]:
         return augmentations(self.whole)
-
-    @property
-    def fingerprint(self) -> dict[str, Any] | None:
-        return fingerprint(self.whole)
-
-    @property
-    def worker_init(self) -> Callable[[int], None] | None:
-        return getattr(self.whole, "worker_init", None)
 
     def original(self, numbers: Tensor) -> Tensor:
         return original(self.whole, self.numbers[numbers])
@@ -165,47 +171,26 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Augmented:
+class Augmented(_Over):
     """A source whose batches are augmented when they are trained on. An evaluation sees them as they are."""
 
-    source: Source
     augment: tuple[Any, ...]
 
     @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self.source.classes
-
-    @property
-    def transforms(self) -> tuple[Transform, ...]:
-        return self.source.transforms
-
-    @property
-    def in_memory(self) -> bool:
-        return self.source.in_memory
-
-    @property
     def targets(self) -> Any:
-        return targets_in_memory(self.source)
-
-    @property
-    def fingerprint(self) -> dict[str, Any] | None:
-        return fingerprint(self.source)
-
-    @property
-    def worker_init(self) -> Callable[[int], None] | None:
-        return getattr(self.source, "worker_init", None)
+        return targets_in_memory(self.whole)
 
     def original(self, numbers: Tensor) -> Tensor:
-        return original(self.source, numbers)
+        return original(self.whole, numbers)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.whole)
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:
-        return self.source.batch(indices, epoch, seed)
+        return self.whole.batch(indices, epoch, seed)
 
     def transformed(self, transforms: tuple[Transform, ...]) -> Augmented:
-        return Augmented(self.source.transformed(transforms), self.augment)
+        return Augmented(self.whole.transformed(transforms), self.augment)
 
 
 @dataclass(frozen=True)

@@ -92,30 +92,35 @@ class Images:
     def image(self, number: int) -> Tensor:
         """One image, having made sure that its file is the one that was looked at."""
         path = self.files.paths[number]
+        what = "it is another file than the one that was read before the first step"
         try:
-            found = os.stat(path)
-            same = [found.st_size, found.st_mtime_ns] == self.stamps[number].tolist()
-            if same:
+            if self._same(number):
                 return self.kept[number] if self.kept is not None else read_image(path, self.reading)
-            what = "it is another file than the one that was read before the first step"
-        except OSError as error:
-            gone = isinstance(error, FileNotFoundError)
-            what = f"it was there before the first step, and {'is gone' if gone else f'now: {error.strerror}'}"
         except UnreadableError as error:
-            gone = isinstance(error.__cause__, FileNotFoundError)
-            what = "it was there before the first step, and is gone" if gone else str(error)
+            what = str(error)
+        if not os.path.exists(path):  # it may have gone at any moment since
+            what = "it was there before the first step, and is gone"
         raise DataError(f"{self.files.place(number)}: {what}. Images must stay as they are while they are trained on.")
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
-        numbers = indices.tolist()
-        large = self.kept is None and float(self.stamps[numbers, 0].double().mean()) > _LARGE
-        images = list(_mapped(self.image, numbers, large))
+        numbers, targets = indices.tolist(), self.files.targets[indices]
+        if self.kept is not None and all(map(self._same, numbers)):
+            return self.kept[indices], targets
+        images = list(_mapped(self.image, numbers, float(self.stamps[numbers, 0].double().mean()) > _LARGE))
         if len(self.sizes) == 1:
-            return torch.stack(images), self.files.targets[indices]
+            return torch.stack(images), targets
         here = {tuple(image.shape) for image in images}
         others = [size for size in self.sizes if {size} != here][: 2 - len(here)]
         probes = [torch.zeros(size, dtype=images[0].dtype) for size in others]
-        return Ragged([*images, *probes], len(images)), self.files.targets[indices]
+        return Ragged([*images, *probes], len(images)), targets
+
+    def _same(self, number: int) -> bool:
+        """Whether a file is as it was, by its size and time."""
+        try:
+            found = os.stat(self.files.paths[number])
+        except OSError:
+            return False
+        return [found.st_size, found.st_mtime_ns] == self.stamps[number].tolist()
 
     def transformed(self, transforms: tuple[Transform, ...]) -> Images:
         return replace(self, transforms=transforms)

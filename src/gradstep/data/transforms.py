@@ -119,9 +119,7 @@ class Normalize:
     def measured(self, passes: Callable[[], Iterator[Tensor]]) -> Normalize:
         if self.mean is not None:
             return self
-        mean = _mean_by_channel(passes())
-        # A second pass, because the sum of squares minus the squared sum cancels when the mean is large.
-        variance = _mean_by_channel((batch.double() - _by_channel(batch, mean, "mean")) ** 2 for batch in passes())
+        mean, variance = _moments_by_channel(passes())
         std = variance.sqrt()
         # What never varies has a std of rounding errors, not of 0.
         std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
@@ -254,9 +252,21 @@ def _by_channel(inputs: Tensor, numbers: Sequence[float] | Tensor, what: str) ->
     return values.reshape(-1, *[1] * (inputs.dim() - 2)) if inputs.dim() > 1 else values
 
 
-def _mean_by_channel(batches: Iterator[Tensor]) -> Tensor:
-    total, count = torch.zeros(1, dtype=torch.float64), 0
+def _moments_by_channel(batches: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel, float64, in one pass: reading the data may be what costs.
+
+    The sums of squares are about each batch's own mean, and joined as in Chan, Golub and LeVeque, "Updating formulae
+    and a pairwise algorithm for computing sample variances" (1979), (2.1): nothing cancels where the mean is large.
+    """
+    zero = torch.zeros(1, dtype=torch.float64)
+    first: Tensor | None = None  # the first batch's mean, taken off all, so that means that are near each other differ
+    mean, squares, count = zero, zero, 0
     for batch in batches:
-        by_channel = batch.double().movedim(1, 0).flatten(1) if batch.dim() > 1 else batch.double()[None]
-        total, count = total + by_channel.sum(1), count + by_channel.shape[1]
-    return total / count
+        values = batch.double().movedim(1, 0).flatten(1) if batch.dim() > 1 else batch.double()[None]
+        first = values.mean(1, keepdim=True) if first is None else first
+        values = values - first
+        own, size = values.mean(1), values.shape[1]
+        shift, together = own - mean, count + size
+        squares = squares + (values - own[:, None]).square().sum(1) + shift.square() * (count * size / together)
+        mean, count = mean + shift * (size / together), together
+    return mean + (zero if first is None else first[:, 0]), squares / count

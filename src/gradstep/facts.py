@@ -107,7 +107,7 @@ def meaning(training: Training) -> dict[str, Any]:
     return {
         "the order's algorithm": VERSION,
         "seed": state.seed,
-        "the training data's files": files and {"bytes": files["bytes"], "content": files["content"]},
+        "the content of the training data's files": files and f"{files['bytes']:,} bytes ({files['content'][:12]})",
         "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
         "the number of training samples": len(source.source) if source else None,
         "batch_size": source.batch_size if source else None,

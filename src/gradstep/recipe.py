@@ -45,6 +45,10 @@ SYNONYMS = {
     **dict.fromkeys(("log_interval", "logging_steps", "log_every_n_steps"), "log_every"),
     **dict.fromkeys(("metric",), "metrics"),
     **dict.fromkeys(("net", "arch", "architecture"), "model"),
+    **dict.fromkeys(("augment", "augmentation", "augmentations"), "data.augment"),
+    **dict.fromkeys(("transforms", "images", "columns", "targets", "on_bad", "transform", "limit"), "data.{}"),
+    **dict.fromkeys(("image_size", "img_size", "imgsz", "resolution"), "data.images.size"),
+    **dict.fromkeys(("mixup", "cutmix"), "data.augment=[{}]"),
 }
 
 
@@ -240,6 +244,9 @@ def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
         full["data"] = {"train": full["data"]}
     if isinstance(full.get("data"), Mapping):
         full["data"] = {field: value for field, value in full["data"].items() if value is not None}
+        for field in ("transforms", "augment"):
+            if isinstance(full["data"].get(field), (str, Mapping)):
+                full["data"][field] = [full["data"][field]]
     for field in ("metrics", "hooks"):
         if isinstance(full.get(field), (str, Mapping)):
             full[field] = [full[field]]

@@ -45,9 +45,8 @@ def read_csv(
     """
     for key in columns:
         if key not in COLUMNS:
-            raise RecipeError(
-                f"data.columns: there is no '{key}'.{nearest(key, COLUMNS) or ' There are ' + listed(COLUMNS)}"
-            )
+            hint = nearest(key, COLUMNS) or f" There are {', '.join(COLUMNS)}; the label's column is the target."
+            raise RecipeError(f"data.columns: there is no '{key}'.{hint}")
     listing = read_listing(path, lambda first, second: _is_header(first, second, columns))
     chosen = _columns(listing, columns)
     parts: dict[str, FileList | Tensors] = {}

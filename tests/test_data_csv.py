@@ -130,7 +130,10 @@ def test_columns_are_meant_by_number_where_there_is_no_header(photos):
         ({"target": 3}, "data.columns.target: {} has 3 columns, numbered from 0; not 3."),
         ({"target": -1}, "data.columns.target: {} has 3 columns, numbered from 0; not -1."),
         ({"tagret": "what"}, "data.columns: there is no 'tagret'. Did you mean 'target'?"),
-        ({"colour": "what"}, "data.columns: there is no 'colour'. There are path, inputs, target, split; the label's column is the target."),
+        (
+            {"colour": "what"},
+            "data.columns: there is no 'colour'. There are path, inputs, target, split; the label's column is the target.",
+        ),
     ],
     ids=str,
 )  # fmt: skip

@@ -132,7 +132,8 @@ def test_columns_are_meant_by_number_where_there_is_no_header(photos):
         ({"tagret": "what"}, "data.columns: there is no 'tagret'. Did you mean 'target'?"),
         (
             {"colour": "what"},
-            "data.columns: there is no 'colour'. There are path, inputs, target, split; the label's column is the target.",
+            "data.columns: there is no 'colour'. There are path, inputs, target, split; "
+            "the label's column is the target.",
         ),
     ],
     ids=str,

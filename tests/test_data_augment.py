@@ -692,8 +692,12 @@ BAD = [
     # a name that is none
     ("flipp", "flip, shift, crop, random_resized_crop, cutout, rotate, color, mixup, cutmix, as in flip, {shift: 2}"),
     ("flipp", "Did you mean 'flip'?"),
-    ({"mix_up": 0.2}, "Did you mean 'mixup'?"),
-    ({"colour": 0.2}, "Did you mean 'color'?"),
+    ({"mix_up": 0.2}, "It is called 'mixup' here."),
+    ({"colour": 0.2}, "It is called 'color' here."),
+    ("random_crop", "It is called 'crop' here."),
+    ({"random_crop": {"size": 32, "padding": 4}}, "It is called 'crop' here."),
+    ("HFlip", "It is called 'flip' here."),
+    ("flipp", "Did you mean 'flip'?"),
     (None, "None is not one of flip"),
     (3, "3 is not one of flip"),
     # an option that is none

@@ -82,7 +82,7 @@ def test_the_order_does_not_depend_on_the_one_in_which_files_were_made(tmp_path)
     names = [f"{c}/{d}/{n}.png" for c in "ab" for d in "jqxkwzmv" for n in range(3)]
     for seed in range(3):
         root = made(tmp_path / str(seed), *np.random.default_rng(seed).permutation(names).tolist())
-        paths = read_folder(root)[0]["train"].paths
+        paths = read_folder(root).parts["train"].paths
         assert [str(Path(path).relative_to(root)) for path in paths] == sorted(names)
 
 
@@ -141,7 +141,7 @@ def test_a_link_to_nothing_is_a_missing_image_and_named(tmp_path):
 def test_a_link_that_leads_back_counts_no_image_twice(tmp_path, target):
     made(tmp_path, "cat/1.png", "dog/2.png")
     (tmp_path / "cat" / "loop").symlink_to(target)
-    files = read_folder(tmp_path)[0]["train"]
+    files = read_folder(tmp_path).parts["train"]
     real = [os.path.realpath(path) for path, t in zip(files.paths, files.targets, strict=True) if t == 0]
     assert len(real) == len(set(real))
 

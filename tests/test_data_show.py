@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradstep.data import load_named
+from gradstep.cli.train import find_recipe
+from gradstep.data import Part, load_named
+from gradstep.parts import cut, read_splits
+from gradstep.recipe import Recipe, override
 from tests.test_cli import gradstep
 
 __all__ = ["gradstep"]  # the fixture
@@ -64,10 +67,22 @@ def test_everything_that_is_known_of_the_data_is_found(gradstep, photos: Path) -
 
 
 def test_without_parts_of_its_own_the_split_is_the_one_that_training_would_make(gradstep, photos: Path) -> None:
-    changes = ["data.on_bad=skip", "data.columns={path: file, target: label}", "data.images={mode: L, size: 8}"]
-    shown = gradstep("data", "show", "photos.csv", *changes)[1]
-    assert re.search(r"^train     36 samples", shown, flags=re.MULTILINE)
-    assert re.search(r"^valid     9 samples", shown, flags=re.MULTILINE)
+    text = (photos / "photos.csv").read_text()
+    (photos / "plain.csv").write_text("\n".join(line.rpartition(",")[0] for line in text.splitlines()))
+    changes = ["data.on_bad=skip", "data.images={mode: L, size: 8}", "data.test=0.1", "data.limit=30"]
+    shown = gradstep("data", "show", "plain.csv", *changes)[1]
+    recipe = Recipe.parse(override(find_recipe("plain.csv", changes)[1], changes))
+    trained = read_splits(recipe)
+    looked, missing = cut(recipe.data)[0], {str(photos / name) for name in ("cut.png", "none.png")}
+    for part in ("train", "valid", "test"):
+        files = [looked[part].whole.paths[number] for number in looked[part].numbers]
+        source = getattr(trained, part)
+        source = source if isinstance(source, Part) else source.whole
+        numbers = source.numbers.tolist()
+        assert [source.whole.files.paths[n] for n in numbers] == [f for f in files if str(photos / f) not in missing]
+        assert re.search(rf"^{part} +{len(files)} samples", shown, flags=re.MULTILINE)
+    assert [len(each) for each in looked.values()] == [30, 9, 4]
+    assert sum(len(part) for _, part in trained.items()) < 30 + 9 + 4, "a bad file is in one of them"
 
 
 def test_a_sheet_of_samples_per_class(gradstep, photos: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gradstep import checkpoint, data, metrics, schedules
+from gradstep.data import Splits
 from gradstep.errors import (
     CheckpointError,
     RecipeError,
@@ -86,7 +87,15 @@ def build(recipe: Recipe) -> Built:
         "unpack": optional(recipe.unpack, "unpack"),
         "forward": optional(recipe.forward, "forward"),
     }
-    return Built(recipe.model_copy(update={"data": resolved(recipe.data, splits)}), arguments, splits.notes)
+    return Built(_resolved(recipe, splits), arguments, splits.notes)
+
+
+def _resolved(recipe: Recipe, splits: Splits) -> Recipe:
+    """The recipe of the run: with what was seen and measured, and files named from the root."""
+    update: dict[str, Any] = {"data": resolved(recipe.data, splits)}
+    if isinstance(weights := recipe.model.get("weights"), str):
+        update["model"] = {**recipe.model, "weights": str(Path(weights).absolute())}
+    return recipe.model_copy(update=update)
 
 
 def build_model(recipe: Recipe) -> nn.Module:
@@ -135,7 +144,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> Run:
         state=None,
         path=place.path,
         classes=tuple(header["classes"]) if header.get("classes") else None,
-        transforms=tuple(data.from_document(each) for each in header.get("transforms", [])),
+        transforms=data.transforms_of(header.get("transforms", [])),
         unpack=unpack,
         forward=forward,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gradstep import data
-from gradstep.data import FileList, Options, Source
-from gradstep.errors import DataError
+from gradstep.data import FileList, Options, Reading, Source
+from gradstep.errors import DataError, listed
 
 _LARGEST = 64  # pixels; larger images are shrunk, because a first training should take minutes
 _SMALLEST = 8
@@ -27,7 +27,7 @@ def default_recipe(what: str, settings: Mapping[str, Any]) -> tuple[str, dict[st
     """
     # `gradstep.parts` reads a whole recipe, and there is none yet.
     options = Options(columns=settings.get("columns") or {}, targets=settings.get("targets"))
-    parts = data.survey(what, options)
+    parts = data.survey(what, options).parts
     train = parts.get("train")
     if train is None:
         raise DataError(f"{what}: there is no training part in it.")
@@ -58,7 +58,10 @@ def default_recipe(what: str, settings: Mapping[str, Any]) -> tuple[str, dict[st
 
 def _of_images(files: FileList, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     """What suits these image files: `(data, why, the model's arguments)`."""
-    modes, sizes = _headers(files)
+    modes, sizes = data.headers_of(files)  # those that can't be read wait for all to be looked at
+    if not modes:
+        number = len(files.paths)
+        raise DataError(f"{files.name}: none of its {number:,} images can be read, beginning with {files.place(0)}.")
     given = dict(settings.get("images") or {})
     images = dict(given)
     grey = set(modes) <= {"L", "1", "I;16", "I;16B", "I"}
@@ -74,7 +77,7 @@ def _of_images(files: FileList, settings: Mapping[str, Any]) -> tuple[dict[str, 
     size = images.get("size", common)
     side = size if isinstance(size, int) else min(size or (_LARGEST,))
     stages = max(1, min(4, int(side).bit_length() - 2))
-    channels = {"L": 1, "F": 1, "RGB": 3, "RGBA": 4}.get(images["mode"], 3)
+    channels = Reading(images["mode"]).channels
     model = {"class": "gradstep.models:ConvNet", "channels": channels, "stages": stages}
     return {"images": images, "transforms": ["float", {"normalize": "measured"}]}, why, model
 
@@ -105,7 +108,15 @@ def _with_targets(
     else:
         model["outputs"] = len(classes) if classes else int(targets.max()) + 1
         document = {"criterion": "CrossEntropyLoss", "metrics": ["accuracy"], "monitor": "valid/accuracy"}
+        why.append(f"criterion: the cross entropy over {model['outputs']} classes{_or_numbers(classes)}")
     return {"data": spec, "model": model, **document}, why
+
+
+def _or_numbers(classes: tuple[str, ...] | None) -> str:
+    """Whole numbers may be either: what it was taken for is said where it may be wrong."""
+    if classes is None or not all(name.lstrip("-").isdigit() for name in classes):
+        return ""
+    return f" ({listed(classes, 3)}); were they quantities: data.targets=numbers"
 
 
 def _hold_classes(what: str, targets: Tensor, classes: tuple[str, ...] | None) -> None:
@@ -113,27 +124,6 @@ def _hold_classes(what: str, targets: Tensor, classes: tuple[str, ...] | None) -
     if len(there) == 1:
         name = classes[there[0]] if classes else str(there[0])
         raise DataError(f"{what}: every sample is of one class, '{name}', and there is nothing to tell apart.")
-
-
-def _headers(files: FileList) -> tuple[Counter[str], Counter[tuple[int, int]]]:
-    """How many files there are of each mode and size, by their headers. Those that can't be read wait."""
-    modes: Counter[str] = Counter()
-    sizes: Counter[tuple[int, int]] = Counter()
-    for mode, size in _readable(files):
-        modes[mode] += 1
-        sizes[size] += 1
-    if not modes:
-        number = len(files.paths)
-        raise DataError(f"{files.name}: none of its {number:,} images can be read, beginning with {files.place(0)}.")
-    return modes, sizes
-
-
-def _readable(files: FileList) -> Iterator[tuple[str, tuple[int, int]]]:
-    for path in files.paths:
-        try:
-            yield data.native_mode(path)
-        except data.UnreadableError:
-            continue
 
 
 def _sensible(sizes: Counter[tuple[int, int]]) -> int:

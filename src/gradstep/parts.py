@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 
 from gradstep import data
-from gradstep.data import FileList, Options, Part, Reading, Source, Splits
+from gradstep.data import PARTS, Cut, FileList, Options, Reading, Source, Splits, Survey
 from gradstep.errors import DataError, GradstepError, RecipeError, UserCodeError, listed, raised_at
 from gradstep.objects import call, find_object, optional
 from gradstep.recipe import Data, Recipe
@@ -20,41 +20,48 @@ from gradstep.recipe import Data, Recipe
 def read_splits(recipe: Recipe) -> Splits:
     """The parts that a recipe names, under its transforms, the training part under its augmentations."""
     spec = recipe.data
-    splits = _named(spec)
-    transforms = [data.from_document(each) for each in spec.transforms]
-    augment = [data.augmentation_from_document(each) for each in spec.augment]
+    cuts, found = cut(spec)
+    parts, notes, reading = data.open_parts(cuts, _options(spec))
+    splits = Splits(**parts, notes=found.notes + notes, reading=reading, columns=found.columns)
     try:
-        splits = data.prepare(splits, transforms, augment)
+        return data.prepare(splits, spec.transforms, spec.augment)
     except GradstepError:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}{raised_at(error)}"
         raise UserCodeError(f"data.train: measuring its transforms raised {what}.") from error
-    if spec.limit is None:
-        return splits
-    return splits.map(lambda source: Part(source, torch.arange(min(spec.limit or 0, len(source)))))
 
 
-def unopened(recipe: Recipe) -> dict[str, tuple[FileList | Source, torch.Tensor]]:
-    """The parts as `read_splits` cuts them, image files only named: what each is cut from, and its samples' numbers."""
-    spec = recipe.data
-    whole = dict(_named(spec).items()) if _is_object(spec.train) else data.survey(spec.train, _options(spec, "train"))
-    train: Any = data.Part(whole["train"], torch.arange(len(whole["train"])))  # type: ignore[arg-type]
-    parts: dict[str, tuple[FileList | Source, torch.Tensor]] = {}
-    divided = isinstance(spec.train, str) and data.is_on_disk(spec.train)
+def cut(spec: Data) -> tuple[dict[str, Cut], Survey]:
+    """The parts as training has them, the training part first, and what was found where it is cut from.
+
+    No image file is opened: which sample is in which part does not depend on which of them can be read.
+    """
+    found = _survey(spec.train, "data.train", _options(spec))
+    if "train" not in found.parts:
+        raise DataError(f"data.train: there is no training part in {spec.train}.")
+    train, notes = Cut.all_of(found.parts["train"]), found.notes
+    # What a column or folders divide is divided; a named data set's test part is asked for by name.
+    divided = _on_disk(spec.train)
+    others: dict[str, Cut] = {}
     for name in ("valid", "test"):
         given = getattr(spec, name)
         if isinstance(given, (int, float)):
-            share = float(given) * len(whole["train"]) / len(train)
-            train, other = data.split(train, share, name, spec.split_seed)
-            parts[name] = (whole["train"], other.original(torch.arange(len(other))))  # type: ignore[attr-defined]
+            share = float(given) * len(found.parts["train"]) / len(train)
+            train, others[name] = train.divided(share, name, spec.split_seed)
+            if divided and name in found.parts:
+                notes += (f"data.{name}: a share of the training part; what {spec.train} itself sets aside is unused",)
         elif given is not None and given != spec.train:
-            found = data.survey(given, replace(_options(spec, name), classes=whole["train"].classes))
-            part = found.get(name) or found["train"]
-            parts[name] = (part, torch.arange(len(part)))
-        elif name in whole and (given is not None or divided):
-            parts[name] = (whole[name], torch.arange(len(whole[name])))
-    return {"train": (whole["train"], train.original(torch.arange(len(train)))), **parts}
+            other = _survey(given, f"data.{name}", _like(spec, found))
+            others[name], notes = Cut.all_of(_of(other, name, "train")), notes + other.notes
+        elif name in found.parts and (given is not None or divided):
+            others[name] = Cut.all_of(found.parts[name])
+        elif given is not None:
+            raise RecipeError(f"data.{name}: '{given}' has no part of that name. A fraction sets some samples aside.")
+    cuts = {"train": train, **others}
+    if spec.limit is not None:
+        cuts = {name: Cut(each.whole, each.numbers[: spec.limit]) for name, each in cuts.items()}
+    return cuts, replace(found, notes=notes)
 
 
 def part_of(recipe: Recipe, what: str, classes: tuple[str, ...] | None = None) -> Source:
@@ -62,14 +69,15 @@ def part_of(recipe: Recipe, what: str, classes: tuple[str, ...] | None = None) -
 
     `classes` are the run's: what labels of other data must be of.
     """
-    if what in ("train", "valid", "test"):
+    if what in PARTS:
         source: Source | None = getattr(read_splits(recipe), what)
         if source is None:
             raise RecipeError(f"the recipe's data has no '{what}' part.")
         return source
-    splits = _raw(what, "DATA", _options(recipe.data, "test", classes))
-    source = splits.test or splits.train
-    return source.transformed(tuple(data.from_document(t) for t in recipe.data.transforms))
+    options = replace(_options(recipe.data), classes=classes, training=False)
+    other = Cut.all_of(_of(_survey(what, "DATA", options), "test", "train", "valid"))
+    opened = data.open_parts({"test": other}, options)[0]["test"]
+    return opened.transformed(data.transforms_of(recipe.data.transforms))
 
 
 def inputs_of(
@@ -80,21 +88,21 @@ def inputs_of(
     Image files, folders of them at any depth, CSVs that list them, in the order given; the rows of a table; or, as
     the only word, a part of the recipe or other data as `data.train` names it. Targets need not be there.
     """
-    first = words[0]
-    on_disk = Path(first).exists() or (":" not in first and data.is_on_disk(first))
-    if not on_disk and len(words) == 1:
+    first, spec = words[0], recipe.data
+    named = first in PARTS or not (Path(first).exists() or _on_disk(first))
+    if named and len(words) == 1:
         return None, part_of(recipe, first), ()
-    spec, columns = recipe.data, recipe.data.columns.model_dump(exclude_none=True)
+    columns = spec.columns.model_dump(exclude_none=True)
     if len(words) == 1 and "inputs" in columns:
         return None, data.Tensors((rows := data.rows_of(first, columns), rows)), ()
-    if len(words) == 1 and spec.images.mode is None and not Path(first).is_dir() and not first.endswith(data.SUFFIXES):
+    if len(words) == 1 and spec.images.mode is None and not Path(first).is_dir() and not data.is_image(first):
         return None, part_of(recipe, first), ()
     paths = [path for word in words for path in _image_paths(word, columns)]
     files = data.FileList("the images to predict", paths, torch.zeros(len(paths), dtype=torch.int64))
-    images, notes = data.image_files(files, reading_of(spec), "skip" if skip_bad else "error", way_out="--skip-bad")
-    transform = _options(spec, "test").transform
-    source = images if transform is None else data.per_sample(images, transform)
-    return images.files.paths, source.transformed(tuple(data.from_document(t) for t in spec.transforms)), notes
+    images, good, notes = data.image_files(files, reading_of(spec), "skip" if skip_bad else "error", "--skip-bad")
+    transform = _options(spec).transform_of("test")
+    source = data.Part(images if transform is None else data.per_sample(images, transform), good)
+    return [paths[number] for number in good], source.transformed(data.transforms_of(spec.transforms)), notes
 
 
 def _image_paths(word: str, columns: Mapping[str, Any]) -> list[str]:
@@ -104,7 +112,7 @@ def _image_paths(word: str, columns: Mapping[str, Any]) -> list[str]:
         if not found:
             raise DataError(f"{path}: there are no images in it, by their suffixes ({listed(data.SUFFIXES)}).")
         return found
-    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+    if data.is_text(path):
         return data.list_of_paths(path, columns.get("path"))
     return [word]  # whether it is there, and an image, is found with all the others
 
@@ -115,59 +123,58 @@ def reading_of(spec: Data) -> Reading:
 
 
 def resolved(spec: Data, splits: Splits) -> Data:
-    """The recipe's `data` with what was measured, and seen, written in: so that it means the same for other files."""
+    """The recipe's `data` with what was measured, and seen, written in: so that it means the same for other files.
+
+    Files are named from the root: the run is evaluated and resumed from any folder.
+    """
     update: dict[str, Any] = {"transforms": [t.document() for t in splits.train.transforms]}
+    update |= {name: _from_the_root(getattr(spec, name)) for name in PARTS}
     if splits.reading is not None:
         update["images"] = spec.images.model_copy(update={"mode": splits.reading.mode})
-    if isinstance(spec.train, str) and spec.train.endswith((".csv", ".tsv", ".txt")):
-        columns = data.columns_of(spec.train, spec.columns.model_dump(exclude_none=True))
-        update["columns"] = spec.columns.model_copy(update=columns)
+    if splits.columns:
+        update["columns"] = spec.columns.model_copy(update=dict(splits.columns))
         update["targets"] = "classes" if splits.train.classes else "numbers"
     return spec.model_copy(update=update)
 
 
-def _named(spec: Data) -> Splits:
-    """The parts as they are read, the training part without what was set aside."""
-    whole = _raw(spec.train, "data.train", _options(spec, "train"))
-    train, notes = whole.train, whole.notes
-    # What a column or folders divide is divided; a named data set's test part is asked for by name.
-    divided = isinstance(spec.train, str) and ":" not in spec.train and data.is_on_disk(spec.train)
-    parts: dict[str, Source | None] = {name: getattr(whole, name) if divided else None for name in ("valid", "test")}
-    for name in parts:
-        given = getattr(spec, name)
-        if isinstance(given, (int, float)):
-            train, parts[name] = data.split(train, float(given) * len(whole.train) / len(train), name, spec.split_seed)
-        elif given is not None:
-            other = whole if given == spec.train else _raw(given, f"data.{name}", _like(spec, whole, name))
-            parts[name] = getattr(other, name) or (None if given == spec.train else other.train)
-            notes += () if other is whole else other.notes
-            if parts[name] is None:
-                raise RecipeError(
-                    f"data.{name}: '{given}' has no part of that name. A fraction sets some samples aside."
-                )
-    return Splits(train, parts["valid"], parts["test"], notes, whole.reading)
+def _from_the_root(given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return {name: str(Path(file).absolute()) for name, file in given.items()}
+    return str(Path(given).absolute()) if isinstance(given, str) and _on_disk(given) else given
 
 
-def _options(spec: Data, part: str, classes: tuple[str, ...] | None = None) -> Options:
-    chosen = spec.transform.get(part) if isinstance(spec.transform, Mapping) else spec.transform
+def _options(spec: Data) -> Options:
+    where = "data.transform"
+    several = isinstance(spec.transform, Mapping)
     return Options(
         columns=spec.columns.model_dump(exclude_none=True),
         images=reading_of(spec),
         targets=spec.targets,
         on_bad=spec.on_bad,
-        transform=optional(chosen, "data.transform"),
+        transform={name: find_object(each, f"{where}.{name}") for name, each in spec.transform.items()}  # type: ignore[union-attr]
+        if several
+        else optional(spec.transform, where),  # type: ignore[arg-type]  # a word, says the line above
         target_transform=optional(spec.target_transform, "data.target_transform"),
-        classes=classes,
     )
 
 
-def _like(spec: Data, whole: Splits, part: str) -> Options:
-    """How another part is read: its labels are the training part's, its images read as those were."""
-    reading = spec.images if whole.reading is None else spec.images.model_copy(update={"mode": whole.reading.mode})
-    known = data.targets_in_memory(whole.train)
-    seen = None if known is None else ("numbers" if known.is_floating_point() else "classes")
-    kind = spec.targets or ("classes" if whole.train.classes else seen)
-    return _options(spec.model_copy(update={"images": reading, "targets": kind}), part, whole.train.classes)
+def _like(spec: Data, found: Survey) -> Options:
+    """How another file is read: its columns are called, and its labels are, as those of the training part."""
+    train = found.parts["train"]
+    known: Any = data.targets_in_memory(train)
+    numbers = isinstance(known, torch.Tensor) and known.is_floating_point()
+    kind = spec.targets or (None if known is None else "numbers" if numbers else "classes")
+    columns = {**_options(spec).columns, **found.columns}
+    return replace(_options(spec), columns=columns, targets=kind, classes=train.classes, training=False)
+
+
+def _of(found: Survey, *names: str) -> FileList | Source:
+    """The first of these parts that is there, else the only part."""
+    return next((found.parts[name] for name in names if name in found.parts), next(iter(found.parts.values())))
+
+
+def _on_disk(given: str | Mapping[str, str]) -> bool:
+    return isinstance(given, str) and not _is_object(given) and data.is_on_disk(given)
 
 
 def _is_object(given: str | Mapping[str, str]) -> TypeGuard[str]:
@@ -175,14 +182,16 @@ def _is_object(given: str | Mapping[str, str]) -> TypeGuard[str]:
     return isinstance(given, str) and ":" in given
 
 
-def _raw(given: str | Mapping[str, str], where: str, options: Options) -> Splits:
+def _survey(given: str | Mapping[str, str], where: str, options: Options) -> Survey:
+    """What a word of the recipe names, objects of the user's among them."""
     if not _is_object(given):
-        return data.open_data(given, options, where)
+        return data.survey(given, options, where)
     found = find_object(given, where)
     if inspect.isclass(found) or (callable(found) and not hasattr(found, "__getitem__")):
         found = call(found, {}, where, given)
     if data.is_dataset_dict(found):
-        return data.hub_splits(found, where, options.images)
-    if data.is_dataset(found):
-        return Splits(data.hub_source(found, where, options.images))
-    return found if isinstance(found, Splits) else Splits(data.as_source(found, where))
+        found = data.hub_splits(found, where, options.images)
+    if isinstance(found, Splits):
+        return Survey(dict(found.items()), found.notes)
+    source = data.hub_source(found, where, options.images) if data.is_dataset(found) else data.as_source(found, where)
+    return Survey({"train": source})

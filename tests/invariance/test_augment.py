@@ -271,7 +271,7 @@ def test_a_part_cut_afterwards_is_augmented_as_one_cut_before(tmp_path: Path, di
     transforms = [ToFloat(), Normalize((0.13,), (0.31,))]
     before = data.prepare(Splits(data.split(whole, 0.3)[0]), transforms, STILL).train
     after = data.split(data.prepare(Splits(whole), transforms, STILL).train, 0.3)[0]
-    assert torch.equal(before.source.numbers, after.numbers)  # type: ignore[attr-defined]
+    assert torch.equal(before.whole.numbers, after.numbers)  # type: ignore[attr-defined]
     assert trained(before, net()).history == trained(after, net()).history
 
 

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradstep.data.showing import Shown
+    from gradstep.data import Cut, FileList, Source
     from gradstep.recipe import Recipe
 
 _COLUMNS, _ROWS = 10, 40  # of a sheet
@@ -28,7 +28,7 @@ def show(
     from gradstep.cli.train import find_recipe
     from gradstep.data.showing import look_through
     from gradstep.errors import RecipeError
-    from gradstep.parts import unopened
+    from gradstep.parts import cut
     from gradstep.recipe import Recipe, override
 
     if sheet is not None and not sheet.lower().endswith(".png"):
@@ -39,18 +39,18 @@ def show(
     recipe = Recipe.parse(override(document, settings or []), what)
     if augment and not recipe.data.augment:
         raise RecipeError("--augment: there is no augmentation. Add one, as in data.augment='[flip, {shift: 2}]'")
-    parts = unopened(recipe)
+    parts, _ = cut(recipe.data)
     for label, text in look_through(parts).lines():
         print(f"{label:<10}{text}")
     if sheet is not None:
-        _write_sheet(sheet, recipe, *parts["train"], epoch if augment else None)
+        _write_sheet(sheet, recipe, parts["train"], epoch if augment else None)
 
 
-def _write_sheet(path: str, recipe: Recipe, whole: Shown, numbers: Tensor, epoch: int | None) -> None:
+def _write_sheet(path: str, recipe: Recipe, part: Cut, epoch: int | None) -> None:
     from gradstep.data.showing import sheet
     from gradstep.errors import OutputError
 
-    rows = _samples(recipe, whole, numbers, epoch)
+    rows = _samples(recipe, part, epoch)
     try:
         sheet(dict(list(rows.items())[:_ROWS])).save(path)
     except OSError as error:
@@ -59,7 +59,7 @@ def _write_sheet(path: str, recipe: Recipe, whole: Shown, numbers: Tensor, epoch
     print(f"{'sheet':<10}{path}{more}{f', as augmented in epoch {epoch}' if epoch else ''}")
 
 
-def _samples(recipe: Recipe, whole: Shown, numbers: Tensor, epoch: int | None) -> dict[str, list[Tensor]]:
+def _samples(recipe: Recipe, part: Cut, epoch: int | None) -> dict[str, list[Tensor]]:
     """The first readable images of each label."""
     import torch
 
@@ -67,13 +67,13 @@ def _samples(recipe: Recipe, whole: Shown, numbers: Tensor, epoch: int | None) -
     from gradstep.data.showing import labels_of
     from gradstep.errors import DataError
 
-    labels = labels_of(whole)
+    labels = labels_of(part.whole)
     rows: dict[str, list[Any]] = {}
-    for number in numbers.tolist():
+    for number in part.numbers.tolist():
         row = rows.setdefault("" if labels is None else labels[number], [])
         if len(row) < _COLUMNS:
-            row += [(number, image) for image in _image(recipe, whole, number)]
-    placed = enumerate(data.augmentation_from_document(each) for each in recipe.data.augment)
+            row += [(number, image) for image in _image(recipe, part.whole, number)]
+    placed = enumerate(data.augmentations_of(recipe.data.augment))
     single = [(place, each) for place, each in placed if not data.is_mix(each)]
     if epoch is None:
         return {label: [image for _, image in row] for label, row in sorted(rows.items())}
@@ -89,7 +89,7 @@ def _samples(recipe: Recipe, whole: Shown, numbers: Tensor, epoch: int | None) -
         raise DataError(f"--augment: {str(error).splitlines()[0]}") from error
 
 
-def _image(recipe: Recipe, whole: Shown, number: int) -> list[Tensor]:
+def _image(recipe: Recipe, whole: FileList | Source, number: int) -> list[Tensor]:
     """The image with this number, or nothing where it can't be read; DataError where samples are no images."""
     import torch
 

@@ -11,22 +11,25 @@ from gradstep.data.augment import (
     Rotate,
     Shift,
     augmentation_from_document,
+    augmentations_of,
     document_of,
 )
 from gradstep.data.cifar import cifar
 from gradstep.data.draws import BatchDraws, Draws
 from gradstep.data.feed import BatchFeed, Feed, OwnFeed, OwnOrder
-from gradstep.data.files import FileList, Images, image_files, per_sample
+from gradstep.data.files import FileList, Images, Survey, headers_of, image_files, per_sample
 from gradstep.data.folder import images_in, read_folder
 from gradstep.data.hub import hub_source, hub_splits, is_dataset, is_dataset_dict
 from gradstep.data.idx import idx, read_idx
-from gradstep.data.images import SUFFIXES, Reading, UnreadableError, native_mode, read_image
+from gradstep.data.images import SUFFIXES, Reading, UnreadableError, is_image, native_mode, read_image
+from gradstep.data.listing import is_text
 from gradstep.data.mix import CutMix, MixUp
 from gradstep.data.named import NAMED, data_folder, load_named
-from gradstep.data.opening import Options, is_on_disk, open_data, survey
+from gradstep.data.opening import Options, is_on_disk, open_data, open_parts, survey
 from gradstep.data.order import permutation
 from gradstep.data.pipeline import augmented, is_mix
 from gradstep.data.sources import (
+    PARTS,
     Augmented,
     Items,
     Part,
@@ -38,12 +41,22 @@ from gradstep.data.sources import (
     prepare,
     targets_in_memory,
 )
-from gradstep.data.split import split
-from gradstep.data.table import columns_of, list_of_paths, read_csv, rows_of
-from gradstep.data.transforms import CenterCrop, Normalize, Resize, SubtractMean, ToFloat, Transform, from_document
+from gradstep.data.split import Cut, split
+from gradstep.data.table import list_of_paths, read_csv, rows_of
+from gradstep.data.transforms import (
+    CenterCrop,
+    Normalize,
+    Resize,
+    SubtractMean,
+    ToFloat,
+    Transform,
+    from_document,
+    transforms_of,
+)
 
 __all__ = [
     "NAMED",
+    "PARTS",
     "SUFFIXES",
     "Augmented",
     "BatchDraws",
@@ -51,6 +64,7 @@ __all__ = [
     "CenterCrop",
     "Color",
     "Crop",
+    "Cut",
     "CutMix",
     "CutOut",
     "Draws",
@@ -75,6 +89,7 @@ __all__ = [
     "Splits",
     "Stored",
     "SubtractMean",
+    "Survey",
     "Tensors",
     "ToFloat",
     "Transform",
@@ -84,13 +99,14 @@ __all__ = [
     "as_source",
     "augmentation_from_document",
     "augmentations",
+    "augmentations_of",
     "augmented",
     "cifar",
-    "columns_of",
     "data_folder",
     "document_of",
     "fingerprint",
     "from_document",
+    "headers_of",
     "hub_source",
     "hub_splits",
     "idx",
@@ -98,13 +114,16 @@ __all__ = [
     "images_in",
     "is_dataset",
     "is_dataset_dict",
+    "is_image",
     "is_mix",
     "is_on_disk",
+    "is_text",
     "list_of_paths",
     "load_named",
     "native_mode",
     "npz_parts",
     "open_data",
+    "open_parts",
     "per_sample",
     "permutation",
     "prepare",
@@ -116,4 +135,5 @@ __all__ = [
     "split",
     "survey",
     "targets_in_memory",
+    "transforms_of",
 ]

@@ -251,15 +251,39 @@ _NAMES: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 
+# What others call them: used only to answer.
+_SYNONYMS = {
+    **dict.fromkeys(("random_crop", "padded_crop", "pad_crop"), "crop"),
+    **dict.fromkeys(("hflip", "vflip", "horizontal_flip", "vertical_flip", "random_horizontal_flip", "mirror"), "flip"),
+    **dict.fromkeys(("translate", "translation", "random_shift", "affine"), "shift"),
+    **dict.fromkeys(("random_erasing", "erase", "cut_out"), "cutout"),
+    **dict.fromkeys(("rotation", "random_rotation"), "rotate"),
+    **dict.fromkeys(("colour", "color_jitter", "colorjitter", "jitter", "brightness", "contrast", "saturation", "hue"),
+                    "color"),
+    **dict.fromkeys(("mix_up",), "mixup"),
+    **dict.fromkeys(("cut_mix",), "cutmix"),
+}  # fmt: skip
+
+
+def augmentations_of(given: Any) -> tuple[Augmentation | MixUp | CutMix, ...]:
+    """One augmentation or several, each made already or as a recipe writes it. RecipeError for what is neither."""
+    several = given if isinstance(given, (list, tuple)) else [given]
+    return tuple(
+        each if callable(each) and not isinstance(each, type) else augmentation_from_document(each) for each in several
+    )
+
+
 def augmentation_from_document(document: Any) -> Augmentation | MixUp | CutMix:
     """An augmentation as a recipe writes it: `flip`, `{shift: 2}`, `{crop: {size: 32, pad: 4}}`, ..."""
     name, value = (
         next(iter(document.items())) if isinstance(document, dict) and len(document) == 1 else (document, None)
     )
     if not isinstance(name, str) or name not in _NAMES:
+        called = _SYNONYMS.get(str(name).lower())
+        hint = f" It is called '{called}' here." if called else nearest(str(name), _NAMES)
         raise RecipeError(
             f"augment: {document!r} is not one of {', '.join(_NAMES)}, as in flip, {{shift: 2}} or "
-            f"{{crop: {{size: 32, pad: 4}}}}.{nearest(str(name), _NAMES)}"
+            f"{{crop: {{size: 32, pad: 4}}}}.{hint}"
         )
     kind, main = _NAMES[name]
     options = value if isinstance(value, dict) else ({} if value is None else {main: value})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,24 +41,29 @@ class FileList:
         """The file, and where it was named."""
         return f"{self.paths[number]} ({self.places[number]})" if self.places else self.paths[number]
 
-    def part(self, numbers: Sequence[int]) -> FileList:
-        """Some of them."""
-        places = [self.places[number] for number in numbers] if self.places else None
-        paths = [self.paths[number] for number in numbers]
-        return FileList(self.name, paths, self.targets[list(numbers)], self.classes, places)
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What there is, no image file opened: the parts, how a CSV's columns were understood, what to tell the user."""
+
+    parts: Mapping[str, FileList | Source]
+    notes: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """Image files that were all read once: batches `(images, targets)`, images uint8 or float32 `[N, C, H, W]`.
 
-    `stamps` (int64, `[N, 2]`: bytes and modification time in ns) are those of that first reading. A file that is
-    another one when it is asked for again is a DataError that names it. Where the sizes differ, inputs are `Ragged`.
+    `stamps` (int64, `[N, 2]`: bytes and modification time in ns) are those of that first reading, −1 where there was
+    nothing to read. A file that is another one when it is asked for again is a DataError that names it. `content` is
+    the SHA-256 of what all of them held. Where the sizes differ, inputs are `Ragged`.
     """
 
     files: FileList
     reading: Reading
     stamps: Tensor
+    content: str
     kept: Tensor | None
     sizes: tuple[tuple[int, ...], ...]  # of images as they are read, each once
     transforms: tuple[Transform, ...] = ()
@@ -76,12 +82,9 @@ class Images:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        content = hashlib.sha256()
-        for number, (path, length) in enumerate(zip(self.files.paths, self.stamps[:, 0].tolist(), strict=True)):
-            content.update(f"{number} {os.path.basename(path)} {length}\n".encode())
-        content.update(self.files.targets.numpy().tobytes())
+        content = hashlib.sha256(self.content.encode() + self.files.targets.numpy().tobytes())
         return {
-            "bytes": int(self.stamps[:, 0].sum()),
+            "bytes": int(self.stamps[:, 0].clamp(min=0).sum()),
             "modified": int(self.stamps[:, 1].max()),
             "content": content.hexdigest(),
         }
@@ -128,11 +131,12 @@ class Images:
 
 def image_files(
     files: FileList, reading: Reading, on_bad: str = "error", way_out: str = "data.on_bad=skip"
-) -> tuple[Images, tuple[str, ...]]:
-    """`(source, notes)`: every file read once, before anything else happens.
+) -> tuple[Images, Tensor, tuple[str, ...]]:
+    """`(source, numbers of the good ones, notes)`: every file read once, before anything else happens.
 
     DataError counts the files that are missing or can't be read, and names the first ten; where `on_bad` is `skip`
-    they are left out, and a note says so. `way_out` is what an error tells the user to type for that.
+    they are left out of `numbers` (int64, ascending), and a note says so: the others keep their numbers, on which
+    splits and draws depend. `way_out` is what an error tells the user to type for that.
     """
     if on_bad not in ("error", "skip"):
         raise RecipeError(f"data.on_bad: '{on_bad}' is neither error nor skip.")
@@ -150,17 +154,20 @@ def image_files(
         if len(bad) == len(looks):
             raise DataError(f"{told}\nNothing is left without them.")
         notes = (f"left out: {told}",)
-        good = [number for number, look in enumerate(looks) if not look.trouble]
-        files, looks = files.part(good), [looks[number] for number in good]
-    sizes = {look.size for look in looks}
-    kept = [look.image for look in looks if look.image is not None]
-    return Images(
+    good = [number for number, look in enumerate(looks) if not look.trouble]
+    sizes = {looks[number].size for number in good}
+    content = hashlib.sha256()
+    for path, look in zip(files.paths, looks, strict=True):
+        content.update(os.path.basename(path).encode() + b"\0" + look.content)
+    images = Images(
         files,
         reading,
         torch.tensor([look.stamp for look in looks], dtype=torch.int64),
-        torch.stack(kept) if len(kept) == len(looks) and len(sizes) == 1 else None,
+        content.hexdigest(),
+        _gathered(looks, good) if len(sizes) == 1 else None,
         tuple(sorted(sizes)),
-    ), notes
+    )
+    return images, torch.tensor(good), notes
 
 
 def per_sample(images: Images, transform: Callable[[Any], Any] | None, target_transform: Any = None) -> Source:
@@ -216,12 +223,25 @@ def _pillow(image: Tensor) -> Any:
 
 @dataclass(slots=True)
 class _Look:
-    """What was found at one path: stamp, size as it was read, pixels while there is room; or the trouble."""
+    """What was found at one path: stamp, hash, size as it was read, pixels while there is room; or the trouble."""
 
-    stamp: tuple[int, int] = (0, 0)
+    stamp: tuple[int, int] = (-1, -1)
+    content: bytes = b""
     size: tuple[int, ...] = ()
     image: Tensor | None = None
     trouble: str | None = None
+
+
+def _gathered(looks: list[_Look], good: list[int]) -> Tensor | None:
+    """The images as one tensor by their numbers, nothing in the place of bad ones; None where there was no room."""
+    images = [looks[number].image for number in good]
+    first = images[0]
+    if first is None or any(image is None for image in images) or len(looks) * first.nbytes > _KEPT:
+        return None
+    kept = first.new_zeros((len(looks), *first.shape))
+    for number, image in zip(good, images, strict=True):
+        kept[number] = image  # type: ignore[assignment]  # none of them is None
+    return kept
 
 
 def _look_at_all(files: FileList, reading: Reading) -> list[_Look]:
@@ -229,17 +249,18 @@ def _look_at_all(files: FileList, reading: Reading) -> list[_Look]:
 
     def look(path: str) -> _Look:
         try:
-            before = os.stat(path)
-            image = read_image(path, reading)
+            with open(path, "rb") as file:
+                found, raw = os.fstat(file.fileno()), file.read()
+            image = read_image(io.BytesIO(raw), reading)
         except OSError as error:
             return _Look(trouble="there is no such file" if isinstance(error, FileNotFoundError) else error.strerror)
         except UnreadableError as error:
             return _Look(trouble=str(error))
-        return _Look((before.st_size, before.st_mtime_ns), tuple(image.shape), image)
+        return _Look((found.st_size, found.st_mtime_ns), hashlib.sha256(raw).digest(), tuple(image.shape), image)
 
     looks = []
     for each in read_in_order(look, files.paths):
-        room -= each.image.numel() * each.image.element_size() if each.image is not None else 0
+        room -= each.image.nbytes if each.image is not None else 0
         if room < 0:  # too many to keep: none is
             each.image = None
         looks.append(each)
@@ -266,19 +287,25 @@ def _mean_size(paths: Sequence[str]) -> float:
     return sum(os.stat(path).st_size for path in some if os.path.exists(path)) / max(len(some), 1)
 
 
-def modes_of(files: FileList) -> Counter[str]:
-    """How many files there are of each of Pillow's modes, by their headers; those that can't be read are left out."""
+def headers_of(files: FileList) -> tuple[Counter[str], Counter[tuple[int, int]]]:
+    """How many files there are of each of Pillow's modes and of each (height, width), by their headers alone.
+
+    Those that can't be read are left out.
+    """
     modes: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
     for path in files.paths:
         try:
-            modes[native_mode(path)[0]] += 1
+            mode, size = native_mode(path)
         except UnreadableError:
             continue
-    return modes
+        modes[mode] += 1
+        sizes[size] += 1
+    return modes, sizes
 
 
 def _common_mode(files: FileList) -> str:
-    modes = modes_of(files)
+    modes, _ = headers_of(files)
     if set(modes) <= {"L", "1"}:
         return "L"
     if set(modes) == {"RGB"}:

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import torch
 
-from gradstep.data.files import FileList
-from gradstep.data.images import SUFFIXES
-from gradstep.data.table import PARTS
+from gradstep.data.files import FileList, Survey
+from gradstep.data.images import is_image
+from gradstep.data.sources import PART_OF, PARTS
 from gradstep.errors import DataError
 
 
-def read_folder(
-    folder: str | Path, classes: tuple[str, ...] | None = None
-) -> tuple[dict[str, FileList], tuple[str, ...]]:
-    """`(parts, notes)`: the files in the order of classes, then of paths; classes in the order of the alphabet.
+def read_folder(folder: str | Path, classes: tuple[str, ...] | None = None) -> Survey:
+    """The files in the order of classes, then of paths; classes in the order of the alphabet.
 
     Hidden files and folders are passed over; so are files that are no images by their suffix, which a note counts.
     """
@@ -30,7 +28,7 @@ def read_folder(
     divided = _parts_in(folder, below)
     parts: dict[str, FileList] = {}
     other = 0
-    for part in ("train", "valid", "test"):
+    for part in PARTS:
         if part in divided:
             parts[part], passed_over = _part(divided[part], classes)
             classes, other = parts[part].classes, other + passed_over
@@ -38,18 +36,18 @@ def read_folder(
     notes: tuple[str, ...] = ()
     notes += (f"{folder}: {other:,} files that are no images by their suffix were passed over",) if other else ()
     notes += (f"{folder}: {loose:,} files beside the classes' folders were passed over",) if loose else ()
-    return parts, notes
+    return Survey(parts, notes)
 
 
 def images_in(folder: str | Path) -> list[str]:
     """The image files at any depth, in the order of their paths."""
-    return sorted(path for path in _files(Path(folder)) if path.lower().endswith(SUFFIXES))
+    return sorted(path for path in _files(Path(folder)) if is_image(path))
 
 
 def _parts_in(folder: Path, below: list[str]) -> dict[str, Path]:
     """The folders of the parts, or the whole as the training part. DataError where it might be either."""
-    named = [name for name in below if name.lower() in PARTS]
-    divided = {PARTS[name.lower()]: folder / name for name in named}
+    named = [name for name in below if name.lower() in PART_OF]
+    divided = {PART_OF[name.lower()]: folder / name for name in named}
     if not named:
         return {"train": folder}
     if "train" not in divided or len(divided) < len(below):

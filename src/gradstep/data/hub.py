@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from gradstep.data.images import Reading, UnreadableError, as_tensor
-from gradstep.data.sources import Items, Splits
-from gradstep.data.table import PARTS
+from gradstep.data.sources import PART_OF, Items, Splits
 from gradstep.errors import DataError, listed
 
 _NUMBERS = ("int", "uint", "float", "bool")
@@ -50,11 +49,11 @@ def hub_source(data: Any, what: str, reading: Reading | None = None) -> Items:
 
 def hub_splits(data: Mapping[str, Any], what: str, reading: Reading | None = None) -> Splits:
     """The parts of a `DatasetDict`, by their names: train, validation or test. Others are left alone."""
-    known = [name for name in data if name.lower() in PARTS]
-    parts = {PARTS[name.lower()]: hub_source(data[name], what, reading) for name in known}
+    known = [name for name in data if name.lower() in PART_OF]
+    parts: dict[str, Any] = {PART_OF[name.lower()]: hub_source(data[name], what, reading) for name in known}
     if "train" not in parts:
         raise DataError(f"{what}: the data set has the parts {listed(data)}, and none is train. Name one of them.")
-    return Splits(parts["train"], parts.get("valid"), parts.get("test"))
+    return Splits(**parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ MODES = ("L", "RGB", "RGBA", "F")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # Pillow's modes for 16 bits a pixel
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, "F": 1}
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a name ends as image files do."""
+    return str(path).lower().endswith(SUFFIXES)
 
 
 class UnreadableError(Exception):
@@ -66,7 +71,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def read_image(path: str | Path, reading: Reading) -> Tensor:
+def read_image(path: str | Path | BinaryIO, reading: Reading) -> Tensor:
     """The first frame of an image file, upright as its EXIF tag says: `[C, H, W]`, uint8, or float32 for mode F.
 
     UnreadableError says what is wrong with the file.

@@ -12,8 +12,14 @@ from pathlib import Path
 
 from gradstep.errors import DataError, listed, nearest
 
+TEXT = (".csv", ".tsv", ".txt")
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+def is_text(path: str | Path) -> bool:
+    """Whether a name ends as CSV files do."""
+    return Path(path).suffix.lower() in TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +70,8 @@ class Listing:
         )
 
 
-def read_listing(path: str | Path, has_header: Callable[[Sequence[str], Sequence[str] | None], bool]) -> Listing:
-    """The rows of a CSV file. `has_header(first row, second row)` says whether the first one is a header.
+def read_listing(path: str | Path, has_header: Callable[[Sequence[str], Sequence[Sequence[str]]], bool]) -> Listing:
+    """The rows of a CSV file. `has_header(first row, the rows below it)` says whether the first one is a header.
 
     The delimiter is whichever of comma, semicolon, tab and bar cuts the rows into one and the same number of columns.
     DataError: it can't be read, has no rows, or a row of another length, which is named.
@@ -98,7 +104,7 @@ def read_listing(path: str | Path, has_header: Callable[[Sequence[str], Sequence
                 f"{path}, line {at}: {len(row)} columns, where line {lines[0]} has {len(rows[0])}. A cell with a "
                 f"'{delimiter}' in it needs quotes around it."
             )
-    header = rows[0] if has_header(rows[0], rows[1] if len(rows) > 1 else None) else None
+    header = rows[0] if has_header(rows[0], rows[1:]) else None
     if header:
         rows, lines = rows[1:], lines[1:]
     if not rows:

@@ -1,46 +1,68 @@
-"""One way into data on disk: a name, a file, a folder or a pair of files to the parts that are in it."""
+"""One way into data on disk: a name, a file, a folder or a pair of files to the parts that are in it.
+
+First they are surveyed, which opens no image file; then cut, which needs labels alone; then opened.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gradstep.data.arrays import arrays, npz_parts
 from gradstep.data.cifar import cifar, cifar_parts
-from gradstep.data.files import FileList, Images, image_files, per_sample
+from gradstep.data.files import FileList, Images, Survey, image_files, per_sample
 from gradstep.data.folder import read_folder
 from gradstep.data.idx import idx
 from gradstep.data.images import Reading
 from gradstep.data.labels import KINDS
+from gradstep.data.listing import TEXT, is_text
 from gradstep.data.named import NAMED, load_named
-from gradstep.data.sources import Source, Splits
+from gradstep.data.sources import PARTS, Part, Source, Splits
+from gradstep.data.split import Cut
 from gradstep.data.table import read_csv
 from gradstep.errors import DataError, RecipeError, listed, nearest
 
-_TEXT = (".csv", ".tsv", ".txt")
+_KNOWN = (*TEXT, ".npz", ".bin")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How data on disk is read: the recipe's `data` but for what the parts are.
 
-    `classes` are those that labels must be of, where another part has said them.
+    `transform` is one callable, or one for each part by its name. `classes` are those that labels must be of, where
+    another part has said them; then `training` is false: there need be no training part, nor a split column.
     """
 
     columns: Mapping[str, Any] = field(default_factory=dict)
     images: Reading = field(default_factory=Reading)
     targets: str | None = None
     on_bad: str = "error"
-    transform: Callable[[Any], Any] | None = None
+    transform: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None = None
     target_transform: Callable[[Any], Any] | None = None
     classes: tuple[str, ...] | None = None
+    training: bool = True
 
     def __post_init__(self) -> None:
         if self.targets is not None and self.targets not in KINDS:
             raise RecipeError(f"data.targets: '{self.targets}' is neither {' nor '.join(KINDS)}.")
+        for name in self.transform if isinstance(self.transform, Mapping) else ():
+            if name not in PARTS:
+                raise RecipeError(f"data.transform: there is no part '{name}'.{nearest(name, PARTS)}")
+
+    def transform_of(self, part: str) -> Callable[[Any], Any] | None:
+        """What is done to each image of a part. The test part is treated as the validation part, unless it is said."""
+        if not isinstance(self.transform, Mapping):
+            return self.transform
+        for name in {"train": ("train",), "valid": ("valid", "test"), "test": ("test", "valid")}[part]:
+            if name in self.transform:
+                return self.transform[name]
+        raise RecipeError(f"data.transform: it has {listed(self.transform)}, and nothing for {part}. Add it.")
 
 
 def open_data(given: str | Mapping[str, str], options: Options | None = None, where: str = "data") -> Splits:
@@ -49,26 +71,54 @@ def open_data(given: str | Mapping[str, str], options: Options | None = None, wh
     Image files are all read once; what is wrong with any of them is found here. `where` names the data in errors.
     """
     options = options or Options()
-    listed_parts, notes = _listed(given, options, where)
-    sources: dict[str, Source] = {}
-    reading = None
-    for part, each in listed_parts.items():
-        if isinstance(each, FileList):
-            images, more = image_files(each, replace(options.images, mode=reading.mode) if reading else options.images,
-                                       options.on_bad)  # fmt: skip
-            reading, notes = images.reading, notes + more
-            sources[part] = _source(images, options)
-        else:
-            sources[part] = each
-    train = sources.get("train") or sources.get("test")
-    if train is None:
+    found = survey(given, options, where)
+    if "train" not in found.parts:
         raise DataError(f"{where}: there is no training part in {given}.")
-    return Splits(train, sources.get("valid"), sources.get("test"), notes, reading)
+    parts, notes, reading = open_parts({part: Cut.all_of(each) for part, each in found.parts.items()}, options)
+    return Splits(**parts, notes=found.notes + notes, reading=reading, columns=found.columns)
 
 
-def survey(given: str | Mapping[str, str], options: Options | None = None) -> dict[str, FileList | Source]:
-    """The parts, image files only named: none of them is opened."""
-    return dict(_listed(given, options or Options(), "data")[0])
+def open_parts(cuts: Mapping[str, Cut], options: Options) -> tuple[dict[str, Source], tuple[str, ...], Reading | None]:
+    """`(sources, notes, how images were read)`. All images that the parts are cut from are read once, here.
+
+    They are read in one mode: where none is said, the first part's, which should be the training part.
+    """
+    opened: dict[int, tuple[Images, Tensor]] = {}  # by identity: two parts of one list share what was read
+    sources: dict[str, Source] = {}
+    notes: tuple[str, ...] = ()
+    reading = options.images
+    for part, cut in cuts.items():
+        whole, numbers = cut.whole, cut.numbers
+        if not isinstance(whole, FileList):
+            _refuse_callables(options, part)
+            sources[part] = _numbered(whole, numbers)
+            continue
+        if id(whole) not in opened:
+            images, good, more = image_files(whole, reading, options.on_bad)
+            opened[id(whole)], reading, notes = (images, good), images.reading, notes + more
+        images, good = opened[id(whole)]
+        numbers = numbers[torch.isin(numbers, good, assume_unique=True)]
+        if not len(numbers):
+            raise DataError(f"{whole.name}: all images of the {part} part are missing or can't be read.")
+        transform = options.transform_of(part)
+        called = transform is not None or options.target_transform is not None
+        sources[part] = _numbered(
+            per_sample(images, transform, options.target_transform) if called else images, numbers
+        )
+    return sources, notes, reading if opened else None
+
+
+def _numbered(whole: Source, numbers: Tensor) -> Source:
+    return whole if len(numbers) == len(whole) else Part(whole, numbers)
+
+
+def _refuse_callables(options: Options, part: str) -> None:
+    for name in ("transform", "target_transform"):
+        if getattr(options, name) is not None:
+            raise RecipeError(
+                f"data.{name}: it is called for image files, and the {part} part has none. Call it in a Dataset of "
+                "your own, as in data.train=module:object, or leave it out."
+            )
 
 
 def is_on_disk(given: str) -> bool:
@@ -76,41 +126,32 @@ def is_on_disk(given: str) -> bool:
     return given not in NAMED and (os.sep in given or bool(Path(given).suffix) or Path(given).exists())
 
 
-def _source(images: Images, options: Options) -> Source:
-    if options.transform is None and options.target_transform is None:
-        return images
-    return per_sample(images, options.transform, options.target_transform)
-
-
-def _listed(
-    given: str | Mapping[str, str], options: Options, where: str
-) -> tuple[Mapping[str, FileList | Source], tuple[str, ...]]:
+def survey(given: str | Mapping[str, str], options: Options | None = None, where: str = "data") -> Survey:
+    """What a word or a pair of files names. `where` names it in errors."""
+    options = options or Options()
     if isinstance(given, Mapping):
-        return {"train": _pair(given, where)}, ()
+        return Survey({"train": _pair(given, where)})
     if not is_on_disk(given):
-        splits = load_named(given)
-        return dict(splits.items()), ()
+        return Survey(dict(load_named(given).items()))
     path, suffix = Path(given), Path(given).suffix.lower()
     if not path.exists():
         around = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{where}: there is no file or folder '{path}'.{nearest(path.name, around)}")
     if path.is_dir():
-        if any(path.glob("data_batch_*.bin")):
-            return dict(cifar_parts(path)), ()
-        return read_folder(path, options.classes)
-    if suffix in _TEXT:
-        return read_csv(path, options.columns, options.targets, options.classes)
+        is_cifar = any(path.glob("data_batch_*.bin"))
+        return Survey(cifar_parts(path)) if is_cifar else read_folder(path, options.classes)
+    if is_text(path):
+        return read_csv(path, options.columns, options.targets, options.classes, options.training)
     if suffix == ".npz":
-        return dict(npz_parts(path)), ()
+        return Survey(npz_parts(path))
     if suffix == ".bin":
-        return {"train": cifar([path])}, ()
+        return Survey({"train": cifar([path])})
     if suffix == ".npy":
         raise DataError(
             f"{where}: '{path}' is one array, and there are inputs and targets. Write "
             f"{{inputs: {path}, targets: OTHER.npy}}."
         )
-    kinds = ", ".join((*_TEXT, ".npz", ".bin"))
-    raise DataError(f"{where}: '{path}' is none of the files that are known ({kinds}), nor a folder.")
+    raise DataError(f"{where}: '{path}' is none of the files that are known ({', '.join(_KNOWN)}), nor a folder.")
 
 
 def _pair(given: Mapping[str, str], where: str) -> Source:

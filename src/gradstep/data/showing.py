@@ -18,8 +18,7 @@ from gradstep import tree
 from gradstep.data.files import FileList, read_in_order
 from gradstep.data.images import trouble
 from gradstep.data.sources import Source, targets_in_memory
-
-Shown = FileList | Source  # what a part is cut from: files that nobody has opened, or samples that are at hand
+from gradstep.data.split import Cut
 
 _NAMED, _CLASSES = 10, 30  # bad files and duplicates that are named, classes that are counted one by one
 _CELL, _GAP, _LABEL = 64, 2, 120  # pixels of a sheet
@@ -81,10 +80,11 @@ class Report:
         return f"{place[0]}: {self.places[place]}" + (f" [{label}]" if label else "")
 
 
-def look_through(parts: Mapping[str, tuple[Shown, Tensor]]) -> Report:
-    """Reads every sample of the parts, each given as what it is cut from and its samples' numbers there (int64)."""
+def look_through(parts: Mapping[str, Cut]) -> Report:
+    """Reads every sample of the parts."""
     report, groups = Report(), defaultdict(list)
-    for part, (whole, numbers) in parts.items():
+    for part, cut in parts.items():
+        whole, numbers = cut.whole, cut.numbers
         labels = labels_of(whole)
         report.counts[part] = Counter("" if labels is None else labels[number] for number in numbers.tolist())
         for number, seen in zip(numbers.tolist(), _read(whole, numbers), strict=True):
@@ -104,9 +104,9 @@ def look_through(parts: Mapping[str, tuple[Shown, Tensor]]) -> Report:
     return report
 
 
-def labels_of(whole: Shown) -> list[str] | None:
+def labels_of(whole: FileList | Source) -> list[str] | None:
     """The label of each sample by name, where samples have classes."""
-    targets: Any = targets_in_memory(whole)  # type: ignore[arg-type]  # it asks for the attribute alone
+    targets: Any = targets_in_memory(whole)
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dim() != 1:
         return None
     classes = whole.classes
@@ -140,7 +140,7 @@ def _fitted(image: Tensor) -> Image.Image:
     return cell
 
 
-def _read(whole: Shown, numbers: Tensor) -> Iterator[_Seen]:
+def _read(whole: FileList | Source, numbers: Tensor) -> Iterator[_Seen]:
     if isinstance(whole, FileList):
         yield from read_in_order(_seen, [whole.paths[number] for number in numbers.tolist()])
         return

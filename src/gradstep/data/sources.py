@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,12 +12,18 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from gradstep import tree
-from gradstep.data.transforms import Transform, measure
+from gradstep.data.augment import augmentations_of
+from gradstep.data.transforms import Transform, measure, transforms_of
 from gradstep.errors import DataError
 from gradstep.keys import kept_streams, key, seed_sample
 
 if TYPE_CHECKING:
     from gradstep.data.images import Reading
+
+
+PARTS = ("train", "valid", "test")
+PART_OF = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
+           "dev": "valid", "test": "test", "testing": "test"}  # what people call them  # fmt: skip
 
 
 class Source(Protocol):
@@ -202,36 +208,30 @@ class Splits:
     test: Source | None = None
     notes: tuple[str, ...] = ()  # what was read otherwise than the user may think
     reading: Reading | None = None  # how image files became tensors
+    columns: Mapping[str, Any] = field(default_factory=dict)  # how a CSV's columns were understood
 
     def items(self) -> list[tuple[str, Source]]:
-        named = [("train", self.train), ("valid", self.valid), ("test", self.test)]
+        named = [(name, getattr(self, name)) for name in PARTS]
         return [(name, source) for name, source in named if source is not None]
 
-    def map(self, change: Callable[[Source], Source]) -> Splits:
-        """Every part changed in one way."""
-        changed = {name: change(source) for name, source in self.items()}
-        return replace(self, **changed)  # type: ignore[arg-type]  # the names are those of the parts
 
-
-def prepare(splits: Splits, transforms: Sequence[Transform], augment: Sequence[Any] = ()) -> Splits:
+def prepare(splits: Splits, transforms: Any, augment: Any = ()) -> Splits:
     """The splits under `transforms`, whatever is measured being measured on the training part alone.
 
-    `augment` is done to the training part, and in training only.
+    `augment` is done to the training part, and in training only. Both are lists, of objects or as a recipe writes
+    them: `prepare(splits, ["float", {"normalize": "measured"}], ["flip", Shift(2)])`.
     """
+    made = augmentations_of(augment)
 
     def training_inputs() -> Iterator[Tensor]:
         for numbers in torch.arange(len(splits.train)).split(1024):
             yield splits.train.batch(numbers, 0, 0)[0]
 
-    frozen = measure(transforms, training_inputs)
-    train = splits.train.transformed(frozen)
-    return Splits(
-        Augmented(train, tuple(augment)) if augment else train,
-        splits.valid and splits.valid.transformed(frozen),
-        splits.test and splits.test.transformed(frozen),
-        splits.notes,
-        splits.reading,
-    )
+    frozen = measure(transforms_of(transforms), training_inputs)
+    parts: dict[str, Any] = {name: source.transformed(frozen) for name, source in splits.items()}
+    if made:
+        parts["train"] = Augmented(parts["train"], made)
+    return replace(splits, **parts)
 
 
 def original(source: Source, numbers: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ def original(source: Source, numbers: Tensor) -> Tensor:
     return numbers if ask is None else ask(numbers)
 
 
-def targets_in_memory(source: Source) -> Any:
+def targets_in_memory(source: object) -> Any:
     """All targets of a source, in its order, where they lie in memory as the second of a pair; else None."""
     return getattr(source, "targets", None)
 

@@ -167,6 +167,16 @@ class Ragged:
     images: list[Tensor]
     count: int
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """One tensor for all images: a worker process hands each tensor over as an open file, of which it has few."""
+        shapes = [image.shape for image in self.images]
+        return Ragged._unpacked, (torch.cat([image.reshape(-1) for image in self.images]), shapes, self.count)
+
+    @staticmethod
+    def _unpacked(values: Tensor, shapes: list[torch.Size], count: int) -> Ragged:
+        pieces = values.split([shape.numel() for shape in shapes])
+        return Ragged([piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)], count)
+
 
 def apply(transforms: Sequence[Callable[[Any], Any]], inputs: Any) -> Any:
     """The inputs after all transforms, in the order given."""
@@ -185,8 +195,8 @@ def one_size(images: list[Tensor]) -> Tensor:
     if len(shapes) > 1:
         shown = ", ".join("×".join(map(str, shape)) for shape in shapes[:3]) + (", ..." if len(shapes) > 3 else "")
         raise DataError(
-            f"the images have several sizes ({shown}), and a batch has one. Read them at one, as in "
-            "data.images.size=64, or add {resize: 64} to data.transforms."
+            f"the images have several sizes ({shown}), and a batch has one. Train with data.images.size=64, to which "
+            "each is read, or with {resize: 64} in data.transforms."
         )
     return torch.cat(images)
 
@@ -198,6 +208,16 @@ def measure(transforms: Sequence[Transform], batches: Callable[[], Iterator[Tens
         before = frozen
         frozen = (*frozen, transform.measured(lambda done=before: (apply(done, x) for x in batches())))  # type: ignore[misc]
     return frozen
+
+
+def transforms_of(given: Any) -> tuple[Transform, ...]:
+    """One transform or several, each made already or as a recipe writes it. RecipeError for what is neither."""
+    several = given if isinstance(given, (list, tuple)) else [given]
+    return tuple(each if _is_made(each) else from_document(each) for each in several)
+
+
+def _is_made(each: Any) -> bool:
+    return callable(each) and hasattr(each, "measured") and not isinstance(each, type)
 
 
 def from_document(document: Any) -> Transform:

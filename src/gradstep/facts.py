@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -96,26 +97,30 @@ def about_data(source: Source | None) -> dict[str, Any]:
     }
 
 
-def meaning(training: Training) -> dict[str, Any]:
-    """What a resume must find as it was. A step means more than this: data in memory and code are not looked at."""
+def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) -> dict[str, Any]:
+    """What a resume must find as it was, `about` being `about_data`'s. A step means more: code is not looked at."""
     state, feed, rate = training.state, training.feed, training.rate
     source = feed if isinstance(feed, Feed) else None
-    files = fingerprint(source.source) if source else None
     base = state.base_rates[0] if state.base_rates else 1.0
     # A schedule is known by what it gives at two steps, so that a longer run may go on with the same one.
     some = [rate(step, base) for step in (0, training.clock.steps_per_epoch)] if rate else None
     return {
         "the order's algorithm": VERSION,
         "seed": state.seed,
-        "the content of the training data's files": files and f"{files['bytes']:,} bytes ({files['content'][:12]})",
-        "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
         "the number of training samples": len(source.source) if source else None,
+        "the content of the training data": _in_short(about.get("files")),
+        "the content of the validation data": _in_short(fingerprint(valid)) if valid else None,
+        "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
         "batch_size": source.batch_size if source else None,
         "the number of steps in an epoch": training.clock.steps_per_epoch,
         "the criterion": describe(state.criterion),
         "the learning rate": list(state.base_rates),
         "the schedule": some,
     }
+
+
+def _in_short(files: Mapping[str, Any] | None) -> str | None:
+    return f"{files['bytes']:,} bytes ({files['content'][:12]})" if files else None
 
 
 def environment() -> dict[str, Any]:

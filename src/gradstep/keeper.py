@@ -82,7 +82,7 @@ class Keeper:
     def _refuse_another_run(self, numbers: Mapping[str, Any]) -> None:
         assert self.place is not None
         for what, now in self.meaning.items():
-            if (then := numbers["meaning"].get(what)) != now:
+            if (then := numbers["meaning"].get(what, now)) != now:  # an earlier version may not have kept it
                 raise CheckpointError(
                     f"{self.place.path}: {what} was {then} and is {now}: the run can't go on as it began."
                 )

@@ -105,8 +105,11 @@ class Session:
     @contextmanager
     def _started(self, place: RunDir | None, resumed: bool, lines: list[tuple[str, str]]) -> Iterator[None]:
         training, self._place = self.training, place
-        source = training.feed.source if isinstance(training.feed, Feed) else None
-        self._keeper = Keeper(place, self._policy, facts.about_data(source), facts.meaning(training))
+        source, valid = (
+            feed.source if isinstance(feed, Feed) else None for feed in (training.feed, self.feeds.get("valid"))
+        )
+        about = facts.about_data(source) if place else {}  # hashes what it holds; without a place nobody asks again
+        self._keeper = Keeper(place, self._policy, about, facts.meaning(training, about, valid) if place else {})
         if resumed and place:
             checkpoint.sweep(place.checkpoints)
         offset, notes = self._keeper.restore(self.state, self.clock) if resumed else (0, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from gradstep.data.hub import hub_source, is_dataset
-from gradstep.data.sources import Items, Source, Tensors
+from gradstep.data.hub import hub_source, is_dataset, is_dataset_dict
+from gradstep.data.sources import PARTS, Items, Source, Splits, Tensors
 from gradstep.errors import DataError
 
 
@@ -49,6 +50,14 @@ def as_source(data: Any, what: str) -> Source:
     """
     if hasattr(data, "batch") and hasattr(data, "transforms"):
         source: Source = data
+    elif isinstance(data, Splits) or is_dataset_dict(data):
+        each = "splits.train" if isinstance(data, Splits) else 'data["train"]'
+        raise DataError(f"{what}: these are all parts of a data set. Give one of them, as in {each}.")
+    elif isinstance(data, (str, Path)):
+        raise DataError(
+            f"{what}: {data!r} is where data lies, and samples are wanted. Open it first: "
+            f"gradstep.data.open_data({str(data)!r}).{what if what in PARTS else 'train'}"
+        )
     elif isinstance(data, (Tensor, np.ndarray)):
         raise DataError(f"{what}: one {type(data).__name__} has no targets. Give a pair: (inputs, targets).")
     elif type(data) is TensorDataset:

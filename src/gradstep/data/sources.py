@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from gradstep import tree
 from gradstep.data.augment import augmentations_of
+from gradstep.data.fingerprint import of_part, of_tensors
 from gradstep.data.transforms import Transform, measure, transforms_of
 from gradstep.errors import DataError
 from gradstep.keys import kept_streams, key, seed_sample
@@ -52,7 +53,7 @@ class Source(Protocol):
 
 # What a source may have besides, each read by the function of its name below: `targets`, all of them in its order;
 # `augment`, what is done to a batch in training alone; `original(numbers)`, its samples' numbers as the user knows
-# them; `fingerprint`, what its files were when it was opened.
+# them; `fingerprint`, what it held when it was opened.
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,10 @@ class Tensors:
     def targets(self) -> Any:
         pair = isinstance(self.content, (tuple, list)) and len(self.content) == 2
         return self.content[1] if pair else None
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return of_tensors(tree.tensors(self.content))
 
     def transformed(self, transforms: tuple[Transform, ...]) -> Tensors:
         return replace(self, transforms=transforms)
@@ -162,6 +167,10 @@ class Part(_Over):
     @property
     def augment(self) -> tuple[Any, ...]:
         return augmentations(self.whole)
+
+    @property
+    def fingerprint(self) -> dict[str, Any] | None:
+        return of_part(fingerprint(self.whole), self.numbers)
 
     def original(self, numbers: Tensor) -> Tensor:
         return original(self.whole, self.numbers[numbers])
@@ -251,7 +260,7 @@ def augmentations(source: Source) -> tuple[Any, ...]:
 
 
 def fingerprint(source: Source) -> dict[str, Any] | None:
-    """What a source's files were when it was opened: `{bytes, modified, content}`; None where it has no files."""
+    """What a source held when it was opened: `{bytes, modified, content}`; None where nobody can know."""
     found: dict[str, Any] | None = getattr(source, "fingerprint", None)
     return found
 

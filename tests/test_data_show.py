@@ -136,7 +136,7 @@ def test_a_sheet_of_augmented_samples_is_what_training_sees(gradstep, mnist: Pat
             ["photos.csv", "data.columns.split=part", "--sheet", "a.png", "--augment"],
             "data.augment='[flip, {shift: 2}]'",
         ),
-        (["photo.csv"], "there is no recipe 'photo.csv'"),
+        (["photo.csv"], "there is no file or folder 'photo.csv'. Did you mean 'photos.csv'?"),
         (["digits", "--sheet", "no/such/folder/a.png"], "can't be written"),
     ],
 )

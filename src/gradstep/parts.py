@@ -80,6 +80,12 @@ def part_of(recipe: Recipe, what: str, classes: tuple[str, ...] | None = None) -
     return opened.transformed(data.transforms_of(recipe.data.transforms))
 
 
+def hidden_by(what: str) -> tuple[str, ...]:
+    """A note where a word names a part of the recipe, and something on disk is called so too."""
+    both = what in PARTS and Path(what).exists()
+    return (f"'{what}' is the {what} part of the run's recipe; for what is called so here: ./{what}",) if both else ()
+
+
 def inputs_of(
     recipe: Recipe, words: Sequence[str], skip_bad: bool = False
 ) -> tuple[list[str] | None, Source, tuple[str, ...]]:
@@ -91,7 +97,7 @@ def inputs_of(
     first, spec = words[0], recipe.data
     named = first in PARTS or not (Path(first).exists() or _on_disk(first))
     if named and len(words) == 1:
-        return None, part_of(recipe, first), ()
+        return None, part_of(recipe, first), hidden_by(first)
     columns = spec.columns.model_dump(exclude_none=True)
     if len(words) == 1 and "inputs" in columns:
         return None, data.Tensors((rows := data.rows_of(first, columns), rows)), ()

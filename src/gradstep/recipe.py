@@ -296,10 +296,10 @@ def find(what: str) -> tuple[str, dict[str, Any]]:
     elif what in builtin():
         name, document = what, read_yaml(builtin_text(what), what)
     else:
-        known = builtin()
+        known, here = builtin(), [each.name for each in Path().iterdir()]
         raise RecipeError(
             f"there is no recipe '{what}'. Built in: {', '.join(known)}; a recipe file ends in .yaml; and there is no "
-            f"file, folder or data set of that name.{nearest(what, known)}"
+            f"file, folder or data set of that name.{nearest(what, [*known, *here])}"
         )
     if not isinstance(document, Mapping):
         raise RecipeError(f"{what}: a recipe is a mapping of keys to values, and this is {document!r}.")

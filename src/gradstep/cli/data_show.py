@@ -39,8 +39,8 @@ def show(
     recipe = Recipe.parse(override(document, settings or []), what)
     if augment and not recipe.data.augment:
         raise RecipeError("--augment: there is no augmentation. Add one, as in data.augment='[flip, {shift: 2}]'")
-    parts, _ = cut(recipe.data)
-    for label, text in look_through(parts).lines():
+    parts, found = cut(recipe.data)
+    for label, text in [*(("note", note) for note in found.notes), *look_through(parts).lines()]:
         print(f"{label:<10}{text}")
     if sheet is not None:
         _write_sheet(sheet, recipe, parts["train"], epoch if augment else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import typer
 
@@ -18,13 +19,15 @@ def evaluate(
     """Measure a run's weights on data, with the run's criterion and metrics."""
     from gradstep import building
     from gradstep.evaluation import evaluate as measure
-    from gradstep.parts import part_of
+    from gradstep.parts import hidden_by, part_of
     from gradstep.recipe import Recipe, find
     from gradstep.rundir import RunDir
 
     place = RunDir.find(run, out)
     recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
     what = data or ("test" if recipe.data.test is not None else "valid")
+    for note in hidden_by(what):
+        print(f"note      {note}", file=sys.stderr)
     loaded = building.load(place.path)
     source = part_of(recipe, what, loaded.classes)
     values = measure(

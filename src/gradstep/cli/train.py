@@ -42,9 +42,6 @@ def train(
         from gradstep.errors import RecipeError
 
         raise RecipeError(f"--interrupt-at: {interrupt_at} is not before the end; the run has {recipe.epochs} epochs.")
-    if dry_run:
-        _rehearse(recipe)
-        return
     from gradstep.building import Documents, build
     from gradstep.hooks import InterruptAt
 
@@ -53,6 +50,9 @@ def train(
         for label, lines in (("chosen", chosen), ("note", built.notes)):
             print("".join(f"{label:<10}{line}\n" for line in lines), end="")
         print("\n".join(f"{'recipe' if not n else '':<10}{line}" for n, line in enumerate(_lines(built.recipe))))
+    if dry_run:
+        _rehearse(built.arguments)
+        return
     hooks: list[Any] = [Documents(built.recipe, shlex.join(["gradstep", *sys.argv[1:]]))]
     hooks += [InterruptAt(interrupt_at)] if interrupt_at is not None else []
     run_recipe(built.recipe, built.arguments, hooks, out=out, name=name or found)
@@ -73,13 +73,14 @@ def find_recipe(what: str, settings: list[str]) -> tuple[str, dict[str, Any], li
     """`(name, document, what was chosen)`: a recipe, or the default one for data."""
     from pathlib import Path
 
-    from gradstep.recipe import find, is_recipe, override
+    from gradstep.recipe import builtin, find, is_recipe, override
 
     if is_recipe(what):
-        return *find(what), []
+        both = what in builtin() and Path(what).exists()
+        return *find(what), [f"the built-in recipe '{what}'; for what is called so here: ./{what}"] if both else []
     from gradstep import data
 
-    if not (what in data.NAMED or Path(what).exists()):
+    if not (what in data.NAMED or data.is_on_disk(what)):
         find(what)  # raises, naming what there is
     from gradstep.default import default_recipe
 
@@ -99,13 +100,11 @@ def _lines(recipe: Recipe) -> list[str]:
     return recipe.to_yaml().splitlines()
 
 
-def _rehearse(recipe: Recipe) -> None:
-    from gradstep.building import build
+def _rehearse(given: dict[str, Any]) -> None:
     from gradstep.rehearsal import rehearse
     from gradstep.session import Session
     from gradstep.setup import assemble
 
-    given = build(recipe).arguments
     parts = [given[name] for name in ("model", "criterion", "train")]
     training = assemble(*parts, **{name: given[name] for name in _of(assemble, given)})
     others = {"valid": given["valid"], "test": given["test"]}

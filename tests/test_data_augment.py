@@ -601,6 +601,23 @@ def test_mnist_augmented_is_made_of_mnists_own_pixels(mnist):
         assert np.array_equal(moved[n].numpy(), padded[n, :, top : top + 28, left : left + 28])
 
 
+def test_from_python_they_may_be_written_as_in_a_recipe():
+    splits = Splits(Tensors((images((40, 1, 6, 6), torch.uint8), torch.arange(40))))
+    objects = prepare(splits, [ToFloat(), Normalize()], [Flip(), Shift(2)]).train
+    for transforms, augment in [
+        (["float", {"normalize": "measured"}], ["flip", {"shift": 2}]),
+        (("float", Normalize()), (Flip(), {"shift": 2})),
+    ]:
+        written = prepare(splits, transforms, augment).train
+        assert (written.transforms, written.augment) == (objects.transforms, objects.augment)
+    for one in ("flip", Flip(), ["flip"]):
+        assert prepare(splits, "float", one).train.augment == (Flip(),)
+    with pytest.raises(RecipeError, match=r"^augment: <class '.*Flip'> is not one of flip, shift"):
+        prepare(splits, [], [Flip])
+    with pytest.raises(RecipeError, match=r"^transforms: <class '.*ToFloat'> is not one of float"):
+        prepare(splits, [ToFloat], [])
+
+
 def test_a_part_of_an_augmented_source_is_augmented(mnist):
     from gradstep.setup import _feed
 

@@ -1,4 +1,5 @@
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +175,9 @@ def test_a_source_stays_itself():
         (None, "NoneType can't be asked for sample number i"),
         ((n for n in range(3)), "generator can't be asked for sample number i"),
         (3, "int can't be asked for sample number i"),
+        ("photos.csv", r"'photos.csv' is where data lies.*gradstep.data.open_data\('photos.csv'\).train"),
+        (Path("photos"), r"Open it first: gradstep.data.open_data\('photos'\).train"),
+        (Splits(Tensors((torch.zeros(2), torch.zeros(2)))), "all parts of a data set. Give one of them.*splits.train"),
     ],
 )
 def test_what_holds_no_samples_of_numbers_is_refused_by_name(data, message):

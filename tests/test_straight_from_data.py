@@ -1,6 +1,7 @@
 """The main job for most: a CSV of image paths and labels, or a folder per class, and one command."""
 
 import csv
+import itertools
 import json
 import re
 from pathlib import Path
@@ -124,6 +125,10 @@ def test_augmentation_by_one_word(gradstep, few: Path) -> None:
     assert said[0] == 0, said[2]
     document = yaml.safe_load((few / "runs/0001-photos/recipe.yaml").read_text())
     assert document["data"]["augment"] == ["flip", {"crop": {"size": 24, "pad": 3}}, {"mixup": 0.3}]
+    assert gradstep("train", "photos.csv", "epochs=1")[0] == 0
+    assert gradstep("train", "photos.csv", "epochs=1", "data.augment={shift: 3}")[0] == 0
+    runs = [few / f"runs/000{number}-photos" for number in (1, 2, 3)]
+    assert not any(same_weights(one, other) for one, other in itertools.combinations(runs, 2)), "it is done"
 
 
 def test_a_table_of_numbers_regression_and_prediction_without_targets(gradstep) -> None:

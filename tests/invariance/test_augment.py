@@ -1,6 +1,8 @@
 """An augmented sample is a function of (seed, epoch, sample): not of processes, batch size, order, or who asks."""
 
+import os
 import random
+import resource
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,7 @@ from gradstep.data import (
     CutOut,
     Feed,
     Flip,
+    Items,
     MixUp,
     Normalize,
     Options,
@@ -31,6 +34,7 @@ from gradstep.data import (
     Splits,
     ToFloat,
 )
+from gradstep.data.transforms import Ragged
 from gradstep.hooks import InterruptAt
 
 N = 75  # ragged at the end for 7 and for 64
@@ -225,6 +229,30 @@ def test_images_of_several_sizes(tmp_path: Path, digits: Any, on_disk: None, wor
     csv = write(tmp_path, digits, sizes=True)
     source = ready(csv, [Flip(), RandomResizedCrop(24), CutOut(5), Rotate(20)], [ToFloat(), Resize(24), Normalize()])
     assert same(by_sample(feed_of(source, batch_size, workers), 1), one_by_one(source, 1))
+
+
+def test_images_of_several_sizes_take_a_worker_one_open_file_a_batch(tmp_path: Path, digits: Any) -> None:
+    """Each tensor that a worker hands over is an open file; here a process may have fewer than a batch has images."""
+    images, labels = digits[0][:300], digits[1][:300]
+    source = data.prepare(
+        Splits(Items([(image[:, : 20 + number % 7], int(label)) for number, (image, label)
+                      in enumerate(zip(images, labels, strict=True))], _ragged)),
+        [ToFloat(), Resize(8)],
+    ).train  # fmt: skip
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    expected = Feed(source, 300, shuffle=False)[0][0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, hard))
+    try:
+        found = next(iter(Feed(source, 300, shuffle=False, workers=1).once()))[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert torch.equal(found, expected)
+
+
+def _ragged(samples: list[Any]) -> Any:
+    return Ragged([image.reshape(1, 28, -1) for image, _ in samples], len(samples)), torch.tensor(
+        [label for _, label in samples]
+    )
 
 
 def test_images_of_one_size_among_several(tmp_path: Path, digits: Any) -> None:

@@ -235,7 +235,7 @@ def test_images_of_several_sizes_take_a_worker_one_open_file_a_batch(tmp_path: P
     """Each tensor that a worker hands over is an open file; here a process may have fewer than a batch has images."""
     images, labels = digits[0][:300], digits[1][:300]
     source = data.prepare(
-        Splits(Items([(image[:, : 20 + number % 7], int(label)) for number, (image, label)
+        Splits(Items([(image.reshape(28, 28)[:, : 20 + number % 7].clone(), int(label)) for number, (image, label)
                       in enumerate(zip(images, labels, strict=True))], _ragged)),
         [ToFloat(), Resize(8)],
     ).train  # fmt: skip
@@ -250,9 +250,7 @@ def test_images_of_several_sizes_take_a_worker_one_open_file_a_batch(tmp_path: P
 
 
 def _ragged(samples: list[Any]) -> Any:
-    return Ragged([image.reshape(1, 28, -1) for image, _ in samples], len(samples)), torch.tensor(
-        [label for _, label in samples]
-    )
+    return Ragged([image[None] for image, _ in samples], len(samples)), torch.tensor([label for _, label in samples])
 
 
 def test_images_of_one_size_among_several(tmp_path: Path, digits: Any) -> None:

@@ -19,7 +19,7 @@ from gradstep.yaml12 import read_yaml, write_yaml
 
 Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Part = str | dict[str, str]
+Where = str | dict[str, str]
 Column = str | int
 Named = dict[str, Any]
 
@@ -94,12 +94,12 @@ class Images(_Document):
 class Data(_Document):
     """The recipe's `data`: the parts, and what is done to their inputs."""
 
-    train: Part
+    train: Where
     """A named data set, a CSV, a folder per class, .npz, `{inputs: FILE.npy, targets: FILE.npy}`, IDX files as
     `{images: FILE, labels: FILE}`, or `module:object`."""
-    valid: float | Part | None = None
+    valid: float | Where | None = None
     """The same, or the share of the training part to set aside, stratified by class."""
-    test: float | Part | None = None
+    test: float | Where | None = None
     """The same; kept for the end. A named data set gives its own test part."""
     columns: Columns = Columns()
     """Of a CSV: {path: file, target: label, split: part}."""

@@ -148,3 +148,10 @@ def test_every_file_of_a_run_lies_in_its_folder_under_its_own_name() -> None:
     places = [getattr(run, name) for name, kind in vars(RunDir).items() if isinstance(kind, property)]
     assert len(set(places)) == len(places) == 9
     assert all(place.parent == run.path for place in places)
+
+
+def test_latest_is_the_newest_run_by_its_word_and_by_its_path(tmp_path: Path) -> None:
+    made = [RunDir.create(tmp_path / "runs", name) for name in ("one", "two")]
+    assert RunDir.find("latest", tmp_path / "runs") == RunDir.find(tmp_path / "runs" / "latest") == made[-1]
+    with pytest.raises(OutputError, match="there is no run 'latest'"):
+        RunDir.find("latest", tmp_path / "none")

@@ -114,10 +114,10 @@ class RunDir:
 
     @classmethod
     def find(cls, given: str | Path | None, out: str | Path = "runs") -> RunDir:
-        """The run at a path, or the newest of a name or number under `out`; the newest there when nothing is given."""
+        """The run at a path, or the newest of a name or number under `out`; the newest of all for `latest` or None."""
         out = Path(out)
         runs = sorted((p for p in _entries(out) if _RUN.fullmatch(p.name)), key=lambda p: int(p.name.split("-")[0]))
-        if given is None:
+        if given is None or (given == "latest" and runs):
             if not runs:
                 raise OutputError(f"there is no run in '{out}' yet. Start one: gradstep train digits")
             return cls(runs[-1])

@@ -1,8 +1,8 @@
 """`make results`: runs every built-in recipe and example against the result it states, and records what came out.
 
 A recipe says `# result: test accuracy >= 0.985`. MNIST is looked for under GRADSTEP_DATA, by default ../shared/data.
-CIFAR-10's recipe runs on a
-coloured MNIST in the same files. An example asserts its own result. The record is benchmarks/records/results.json.
+CIFAR-10's recipe runs on a coloured MNIST in the same files. An example asserts its own result. The record is
+benchmarks/records/results.json.
 """
 
 from __future__ import annotations

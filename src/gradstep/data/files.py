@@ -17,7 +17,7 @@ from torch import Tensor
 from gradstep.data.images import Reading, UnreadableError, native_mode, read_image
 from gradstep.data.sources import Items, Source
 from gradstep.data.transforms import Ragged, Transform
-from gradstep.errors import DataError, RecipeError
+from gradstep.errors import DataError
 
 _KEPT = 2**28  # bytes of decoded images that are kept in memory; more are decoded each time they are asked for
 _LARGE = 2**15  # bytes; decoding files larger than this on average gains by threads, smaller ones lose by them
@@ -138,8 +138,6 @@ def image_files(
     they are left out of `numbers` (int64, ascending), and a note says so: the others keep their numbers, on which
     splits and draws depend. `way_out` is what an error tells the user to type for that.
     """
-    if on_bad not in ("error", "skip"):
-        raise RecipeError(f"data.on_bad: '{on_bad}' is neither error nor skip.")
     if not files.paths:
         raise DataError(f"{files.name}: there are no images in it.")
     if reading.mode is None:

@@ -51,6 +51,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.targets is not None and self.targets not in KINDS:
             raise RecipeError(f"data.targets: '{self.targets}' is neither {' nor '.join(KINDS)}.")
+        if self.on_bad not in ("error", "skip"):
+            raise RecipeError(f"data.on_bad: '{self.on_bad}' is neither error nor skip.")
         for name in self.transform if isinstance(self.transform, Mapping) else ():
             if name not in PARTS:
                 raise RecipeError(f"data.transform: there is no part '{name}'.{nearest(name, PARTS)}")

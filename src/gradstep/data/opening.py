@@ -85,6 +85,7 @@ def open_parts(cuts: Mapping[str, Cut], options: Options) -> tuple[dict[str, Sou
 
     They are read in one mode: where none is said, the first part's, which should be the training part.
     """
+    transforms = {part: options.transform_of(part) for part in cuts}  # what is missing is found before all is read
     opened: dict[int, tuple[Images, Tensor]] = {}  # by identity: two parts of one list share what was read
     sources: dict[str, Source] = {}
     notes: tuple[str, ...] = ()
@@ -102,11 +103,8 @@ def open_parts(cuts: Mapping[str, Cut], options: Options) -> tuple[dict[str, Sou
         numbers = numbers[torch.isin(numbers, good, assume_unique=True)]
         if not len(numbers):
             raise DataError(f"{whole.name}: all images of the {part} part are missing or can't be read.")
-        transform = options.transform_of(part)
-        called = transform is not None or options.target_transform is not None
-        sources[part] = _numbered(
-            per_sample(images, transform, options.target_transform) if called else images, numbers
-        )
+        called = (transforms[part], options.target_transform)
+        sources[part] = _numbered(images if called == (None, None) else per_sample(images, *called), numbers)
     return sources, notes, reading if opened else None
 
 

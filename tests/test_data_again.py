@@ -1,6 +1,7 @@
 """A run and its data later: from another folder, after the files have changed, with the same columns for every file."""
 
 import csv
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -71,7 +72,10 @@ def test_a_run_means_its_own_files_from_any_folder(gradstep, here: Path, tmp_pat
         now = gradstep("evaluate", run, part, "--json")
         assert now[1].partition('"data"')[2] == before.partition('"data"')[2], now
     assert gradstep("predict", run, "valid")[1] == predicted
-    assert gradstep("predict", run, "./valid.csv")[1] != predicted, "what is typed is looked for where one stands"
+    there = str(here / "valid.csv")
+    own, other = (gradstep("evaluate", run, typed, "--json") for typed in (there, "valid.csv"))
+    assert [json.loads(each[1])["samples"] for each in (own, other)] == [4, 4]
+    assert json.loads(own[1])["loss"] != json.loads(other[1])["loss"], "what is typed is looked for where one stands"
     assert gradstep("resume", str(here / "runs/0002-train"))[0] == 0
     assert same_weights(here / "runs/0001-train", here / "runs/0002-train")
 
@@ -102,7 +106,7 @@ def test_a_resume_refuses_images_that_changed(gradstep, here: Path, change, whic
     change(here)
     code, _, err = gradstep("resume")
     assert code == 4
-    assert f"the content of the {which} data was" in err
+    assert f"the content of the data behind the {which} part was" in err
     assert not (here / "runs/0001-train/model.safetensors").exists()
 
 
@@ -147,7 +151,7 @@ def test_a_resume_refuses_small_files_that_changed(gradstep, tmp_path: Path, mon
     file.write_bytes(raw)
     code, _, err = gradstep("resume")
     assert code == 4
-    assert "the content of the training data was" in err
+    assert "the content of the data behind the training part was" in err
     shutil.copy(tmp_path / "before", file)
     monkeypatch.chdir("/")
     assert (
@@ -269,3 +273,145 @@ def test_a_name_that_is_not_there_is_answered_with_the_nearest(gradstep, here: P
     code, _, err = gradstep("train", typed)
     assert code == 2
     assert said in err
+
+
+def npz(path: Path, count: int, classes: int) -> None:
+    x = np.zeros((count, 1, 8, 8), np.float32)
+    y = np.arange(count) % classes
+    x[np.arange(count), 0, y, :] = 1
+    np.savez(path, x=x, y=y)
+
+
+NET = """
+model: {class: "gradstep.models:MLP", inputs: 64, outputs: 5}
+criterion: CrossEntropyLoss
+batch_size: 10
+epochs: 12
+optimizer: {name: AdamW, lr: 0.01}
+metrics: [accuracy]
+"""
+
+
+def test_labels_of_other_data_are_the_training_data_s_numbers_though_it_has_no_names(gradstep) -> None:
+    """Only classes 2 and 4 are in the CSV and in the folder: they are 2 and 4, and not 0 and 1."""
+    here = gradstep.folder
+    npz(here / "train.npz", 100, 5)
+    (here / "net.yaml").write_text("data: {train: train.npz, images: {mode: F}}" + NET)
+    (here / "folder").mkdir()
+    for label in (2, 4):
+        (here / "folder" / str(label)).mkdir()
+        pixels = np.zeros((8, 8), np.uint8)
+        pixels[label] = 255
+        Image.fromarray(pixels).save(here / "folder" / str(label) / "0.png")
+    (here / "list.csv").write_text("folder/2/0.png,2\nfolder/4/0.png,4\n")
+    code, out, err = gradstep("train", "net.yaml", "data.valid=list.csv")
+    assert code == 0, err
+    assert "best      valid/accuracy 1.0000" in out
+    for what in ("list.csv", "folder"):
+        assert json.loads(gradstep("evaluate", "1", what, "--json")[1])["accuracy"] == 1, what
+    assert [line.split(",")[1] for line in gradstep("predict", "1", "list.csv")[1].splitlines()] == ["label", "2", "4"]
+
+
+def test_classes_in_another_order_are_refused(gradstep, callables: Path) -> None:
+    (callables / "mine.py").write_text(
+        "import torch\nfrom gradstep.data import Tensors\n"
+        "x, y = torch.zeros(8, 3), torch.arange(8) % 2\n"
+        "one, other = Tensors((x, y), ('cat', 'dog')), Tensors((x, y), ('dog', 'cat'))\n"
+    )
+    model = NET.replace("inputs: 64", "inputs: 3")
+    (callables / "net.yaml").write_text('data: {train: "mine:one"}' + model)
+    code, _, err = gradstep("train", "net.yaml", "data.valid=mine:other")
+    assert code == 2
+    assert "data.valid: its classes are dog, cat, and the training data's cat, dog" in err
+    assert gradstep("train", "net.yaml", "epochs=1")[0] == 0
+    code, _, err = gradstep("evaluate", "1", "mine:other")
+    assert code == 2
+    assert "mine:other: its classes are dog, cat" in err
+
+
+def test_evaluate_says_what_it_left_out(gradstep, here: Path) -> None:
+    assert gradstep("train", "train.csv", "epochs=1", "data.on_bad=skip")[0] == 0
+    listing(here / "other.csv", range(20, 26))
+    _, out, err = gradstep("evaluate", "1", "other.csv")
+    assert "4 samples" in out
+    assert "left out: other.csv: 2 of 6 images are missing" in err
+    (here / "parts.csv").write_text("file,label,split\n0.bmp,a,train\n1.bmp,b,train\n3.bmp,b,test\n")
+    _, out, err = gradstep("evaluate", "1", "parts.csv")
+    assert "1 samples" in out
+    assert "note      parts.csv: it has train, test, and its test part is taken" in err
+
+
+def test_a_folder_with_a_colon_in_its_name(gradstep, here: Path, monkeypatch) -> None:
+    shutil.copytree(here, here / "run:1")
+    monkeypatch.chdir(here / "run:1")
+    assert gradstep("train", "train.csv", "epochs=2", "--interrupt-at", "1")[0] == 3
+    code, _, err = gradstep("resume")
+    assert code == 0, err
+    assert gradstep("evaluate", "1", "valid", "--json")[0] == 0
+
+
+def test_one_file_by_two_spellings_is_one(gradstep, here: Path) -> None:
+    code, _, err = gradstep("train", "train.csv", "data.valid=./train.csv")
+    assert code == 2
+    assert "data.valid: './train.csv' has no part of that name. A fraction sets some samples aside." in err
+
+
+def test_another_cut_of_the_same_file_is_another_training(gradstep, here: Path) -> None:
+    assert gradstep("train", "train.csv", "epochs=3", "--interrupt-at", "1")[0] == 3
+    recipe = here / "runs/0001-train/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("split_seed: 0", "split_seed: 1"))
+    code, _, err = gradstep("resume")
+    assert code == 4
+    assert "the content of the data behind the training part was" in err
+
+
+def test_files_that_moved_are_asked_for_in_the_recipe(gradstep, here: Path) -> None:
+    assert gradstep("train", "train.csv", "epochs=3", "--interrupt-at", "1")[0] == 3
+    (here / "train.csv").rename(here / "photos.csv")
+    code, _, err = gradstep("resume")
+    assert code == 2
+    assert "Where files have moved, write their new places into runs/0001-train/recipe.yaml." in err
+    recipe = here / "runs/0001-train/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("/train.csv", "/photos.csv"))
+    assert gradstep("resume")[0] == 0
+
+
+def test_a_file_s_name_need_not_be_a_run_s(gradstep, here: Path) -> None:
+    (here / "train.csv").rename(here / "my photos (1).csv")
+    assert gradstep("train", "my photos (1).csv", "epochs=1")[0] == 0
+    assert (here / "runs/0001-my-photos-1/model.safetensors").exists()
+
+
+def test_without_a_header_other_files_may_have_their_paths_elsewhere(gradstep, here: Path) -> None:
+    (here / "none.csv").write_text("\n".join(f"{'ab'[n % 2]},{n}.bmp" for n in range(20)))
+    assert gradstep("train", "none.csv", "epochs=1")[0] == 0
+    for text in ("3.bmp\n5.bmp\n", "9,x,3.bmp\n8,y,5.bmp\n", "b,3.bmp\nb,5.bmp\n"):
+        (here / "new.csv").write_text(text)
+        code, out, err = gradstep("predict", "1", "new.csv")
+        assert code == 0, err
+        assert [line.split(",")[0] for line in out.splitlines()] == ["path", "3.bmp", "5.bmp"]
+
+
+def test_predictions_of_a_part_are_named_by_file(gradstep, here: Path) -> None:
+    assert gradstep("train", "train.csv", "epochs=1")[0] == 0
+    lines = gradstep("predict", "1", "valid")[1].splitlines()
+    paths = [line.split(",")[0] for line in lines]
+    assert paths[0] == "path"
+    assert len(set(paths[1:])) == 4
+    assert all(Path(path).exists() for path in paths[1:])
+    by_file = gradstep("predict", "1", *paths[1:])[1].splitlines()
+    assert by_file == lines
+
+
+def test_weights_to_start_from_are_found_from_any_folder(gradstep, here: Path, monkeypatch) -> None:
+    assert gradstep("train", "train.csv", "epochs=1")[0] == 0
+    shutil.copy(here / "runs/0001-train/model.safetensors", here / "start.safetensors")
+    assert gradstep("train", "train.csv", "model.weights=start.safetensors", "epochs=2", "--interrupt-at", "1")[0] == 3
+    monkeypatch.chdir("/")
+    assert gradstep("resume", str(here / "runs/0002-train"))[0] == 0
+
+
+def test_columns_is_a_mapping(gradstep, here: Path) -> None:
+    code, _, err = gradstep("train", "train.csv", "data.columns=label")
+    assert code == 2
+    assert "data.columns: 'label' names no columns. Write which is which, as in data.columns.target=label" in err

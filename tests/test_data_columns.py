@@ -33,6 +33,7 @@ TABLES = {
     "years": ("id,2019,2020,price", "1,10,20,{}", ["0.5", "0.25"]),
     "a known name among numbers": ("2019,2020,label", "10,20,{}", ["a", "b"]),
     "words over numbers": ("width,height,area", "1.5,2,{}", ["3", "4"]),
+    "counted from 1": ("1,2,3,4,kind", "0.1,0.2,0.3,0.4,{}", ["5", "6"]),
     "all words": ("size,label", "large,{}", ["a", "b"]),
     "a known name that labels have too": ("width,y", "1,{}", ["y", "n"]),
 }
@@ -43,18 +44,17 @@ def test_a_header_is_known_for_one_though_some_of_it_looks_like_data(tmp_path, h
     rows = "\n".join(row.format(targets[number % 2]) for number in range(8))
     names = header.split(",")
     path = written(tmp_path, f"{header}\n{rows}\n")
-    inputs = [name for name in names[:-1] if name != "size"] or names[:-1]
-    if "size" in names:
-        with pytest.raises(DataError, match=r"line 2 of .*the column 'size' has 'large'"):
-            read_csv(path, {"inputs": inputs, "target": names[-1]})
-        return
-    by_place = read_csv(path, {"target": len(names) - 1})
-    assert len(by_place.parts["train"]) == 8
-    assert by_place.columns == {"inputs": inputs, "target": names[-1]}
+    listing = read_listing(path, lambda first, below: is_header(first, below, {}))
+    assert (listing.header, len(listing.rows)) == (names, 8)
+    if names != ["size", "label"]:  # which are no numbers
+        assert read_csv(path, {"target": len(names) - 1}).columns == {"inputs": names[:-1], "target": names[-1]}
 
 
 HEADERLESS = {
     "numbers": "0,1,7,0\n3,4,5,1\n1,1,1,0\n",
+    "rows that count": "0,1,2\n1,2,3\n2,3,4\n",
+    "a row that counts from 1": "1,2,3\n4,5,6\n7,8,8\n",
+    "a row that counts, with a class": "0,1,2,b\n4,5,6,b\n7,8,8,a\n",
     "a missing cell": ",2,0\n1,2,1\n3,2,0\n",
     "a bad cell": "oops,2,0\n1,2,1\n3,2,0\n",
     "n/a": "n/a,2,0\n1,2,1\n3,2,0\n",
@@ -69,7 +69,7 @@ def test_a_row_of_data_is_not_taken_for_a_header(tmp_path, text):
     assert len(listing.rows) == 3
 
 
-numbers = st.floats(-1e6, 1e6).map(repr)
+numbers = st.floats(-1e6, 1e6).map(repr) | st.integers(1, 9).map(str)
 
 
 @given(st.lists(st.tuples(numbers, numbers, st.sampled_from("abc")), min_size=1, max_size=12))
@@ -91,13 +91,45 @@ def test_a_split_column_is_recognised_by_its_name_and_cells_and_told(photos, nam
 
 
 @pytest.mark.parametrize(
-    "cells", [["train", "maybe"], ["0", "1"], ["test", "test"], ["", "train"]], ids=["a word", "folds", "no train", ""]
+    "cells", [["a", "b"], ["0", "1"], ["test", "test"], ["train", ""]], ids=["words", "folds", "no train", "one word"]
 )
 def test_a_column_that_is_only_called_so_is_none_and_is_told(photos, cells):
-    path = written(photos, "\n".join(["file,label,split", f"0.png,a,{cells[0]}", f"1.png,b,{cells[1]}"]))
+    rows = [f"0.png,a,{cells[0]}", f"1.png,b,{cells[1]}", f"2.png,b,{cells[1]}"]
+    path = written(photos, "\n".join(["file,label,split", *rows]))
     splits = open_data(path)
-    assert [len(part) for _, part in splits.items()] == [2]
+    assert [len(part) for _, part in splits.items()] == [3]
     assert splits.notes == (f"{path}: columns that are not used: split",)
+
+
+@pytest.mark.parametrize("slip", ["", "holdout", "tset"])
+def test_one_cell_that_is_no_part_does_not_mix_the_parts(photos, slip):
+    rows = ["0.png,a,train", "1.png,b,train", f"2.png,a,{slip}", "3.png,b,test"]
+    path = written(photos, "\n".join(["file,label,split", *rows]))
+    with pytest.raises(DataError) as caught:
+        open_data(path)
+    assert str(caught.value) == (
+        f"line 4 of {path}: the column 'split' has '{slip}', and most of it is train, valid or test. Mend it, or give "
+        "the column another name if it is about something else."
+    )
+
+
+def test_the_index_that_pandas_writes_is_no_input(tmp_path):
+    rows = "\n".join(f"{number},{number * 2},{number % 2}" for number in range(9))
+    for name in ("", "Unnamed: 0"):
+        found = read_csv(written(tmp_path, f"{name},x,label\n{rows}\n"), {})
+        assert found.columns["inputs"] == ["x"]
+        assert found.notes[0].endswith(f"columns that are not used: {name or '(no name)'}")
+    shuffled = "\n".join(f"{8 - number},{number * 2},{number % 2}" for number in range(9))
+    assert read_csv(written(tmp_path, f",x,label\n{shuffled}\n"), {}).columns["inputs"] == ["", "x"]
+
+
+def test_a_column_called_by_a_number_is_asked_for_in_quotes(tmp_path):
+    path = written(tmp_path, "id,area,2020\n1,10,0.5\n2,20,0.25\n")
+    with pytest.raises(
+        DataError, match=r"has 3 columns, numbered from 0; not 2020\. The one called so is '\"2020\"'\."
+    ):
+        read_csv(path, {"target": 2020})
+    assert read_csv(path, {"target": "2020"}).columns["target"] == "2020"
 
 
 def test_columns_that_are_not_used_are_told(photos):

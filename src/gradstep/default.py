@@ -12,11 +12,10 @@ from torch import Tensor
 
 from gradstep import data
 from gradstep.data import FileList, Options, Reading, Source
-from gradstep.errors import DataError, listed
+from gradstep.errors import DataError, RecipeError, listed
 
 _LARGEST = 64  # pixels; larger images are shrunk, because a first training should take minutes
 _SMALLEST = 8
-_PARTS = ("train", "valid", "test")
 
 
 def default_recipe(what: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
@@ -26,11 +25,13 @@ def default_recipe(what: str, settings: Mapping[str, Any]) -> tuple[str, dict[st
     but headers and labels; what can't be read at all is found when the recipe is built.
     """
     # `gradstep.parts` reads a whole recipe, and there is none yet.
-    options = Options(columns=settings.get("columns") or {}, targets=settings.get("targets"))
-    parts = data.survey(what, options).parts
-    train = parts.get("train")
-    if train is None:
-        raise DataError(f"{what}: there is no training part in it.")
+    columns = settings.get("columns") or {}
+    if not isinstance(columns, Mapping):
+        raise RecipeError(
+            f"data.columns: {columns!r} names no columns. Write which is which, as in data.columns.target=label"
+        )
+    found = data.survey(what, Options(columns=columns, targets=settings.get("targets")))
+    parts, train = found.parts, found.train(what)
     classes = train.classes
     targets: Any = train.targets if isinstance(train, FileList) else data.targets_in_memory(train)
     if isinstance(targets, Tensor) and not targets.is_floating_point():
@@ -44,7 +45,7 @@ def default_recipe(what: str, settings: Mapping[str, Any]) -> tuple[str, dict[st
     if "valid" not in spec:
         spec["valid"] = 0.2 if samples < 10_000 else 0.1
         why.append(f"valid: {spec['valid']:.0%} of the training part, stratified")
-    spec = {key: spec[key] for key in (*_PARTS, *spec) if key in spec}
+    spec = {key: spec[key] for key in (*data.PARTS, *spec) if key in spec}
     small = samples < 5_000
     document |= {
         "batch_size": max(1, min(32 if small else 64, samples // 8)),

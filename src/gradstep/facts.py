@@ -13,7 +13,7 @@ import torch
 
 from gradstep import tree
 from gradstep.clock import Clock
-from gradstep.data import Feed, Source, Transform, augmentations, fingerprint, targets_in_memory
+from gradstep.data import Feed, Source, Transform, augmentations, class_names, fingerprint, targets_in_memory
 from gradstep.data.order import VERSION
 from gradstep.schedules import Rate
 from gradstep.setup import Training
@@ -91,7 +91,7 @@ def about_data(source: Source | None) -> dict[str, Any]:
     transforms: tuple[Transform, ...] = source.transforms
     return {
         "samples": len(source),
-        "classes": list(source.classes) if source.classes else None,
+        "classes": list(names) if (names := class_names(source)) else None,
         "transforms": [transform.document() for transform in transforms],
         "files": fingerprint(source),
     }
@@ -108,8 +108,8 @@ def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) 
         "the order's algorithm": VERSION,
         "seed": state.seed,
         "the number of training samples": len(source.source) if source else None,
-        "the content of the training data": _in_short(about.get("files")),
-        "the content of the validation data": _in_short(fingerprint(valid)) if valid else None,
+        "the content of the data behind the training part": _in_short(about.get("files")),
+        "the content of the data behind the validation part": _in_short(fingerprint(valid)) if valid else None,
         "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
         "batch_size": source.batch_size if source else None,
         "the number of steps in an epoch": training.clock.steps_per_epoch,

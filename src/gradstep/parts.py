@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,22 +39,22 @@ def cut(spec: Data) -> tuple[dict[str, Cut], Survey]:
     No image file is opened: which sample is in which part does not depend on which of them can be read.
     """
     found = _survey(spec.train, "data.train", _options(spec))
-    if "train" not in found.parts:
-        raise DataError(f"data.train: there is no training part in {spec.train}.")
-    train, notes = Cut.all_of(found.parts["train"]), found.notes
+    whole, notes = found.train("data.train"), found.notes
+    train = Cut.all_of(whole)
     # What a column or folders divide is divided; a named data set's test part is asked for by name.
     divided = _on_disk(spec.train)
     others: dict[str, Cut] = {}
     for name in ("valid", "test"):
         given = getattr(spec, name)
         if isinstance(given, (int, float)):
-            share = float(given) * len(found.parts["train"]) / len(train)
+            share = float(given) * len(whole) / len(train)
             train, others[name] = train.divided(share, name, spec.split_seed)
             if divided and name in found.parts:
                 notes += (f"data.{name}: a share of the training part; what {spec.train} itself sets aside is unused",)
-        elif given is not None and given != spec.train:
+        elif given is not None and _from_the_root(given) != _from_the_root(spec.train):
             other = _survey(given, f"data.{name}", _like(spec, found))
             others[name], notes = Cut.all_of(_of(other, name, "train")), notes + other.notes
+            _hold_classes(others[name].whole, data.class_names(whole), f"data.{name}")
         elif name in found.parts and (given is not None or divided):
             others[name] = Cut.all_of(found.parts[name])
         elif given is not None:
@@ -64,51 +65,80 @@ def cut(spec: Data) -> tuple[dict[str, Cut], Survey]:
     return cuts, replace(found, notes=notes)
 
 
-def part_of(recipe: Recipe, what: str, classes: tuple[str, ...] | None = None) -> Source:
-    """The samples a word names: `train`, `valid`, `test` of the recipe, else data as `data.train` may name it.
+def part_of(recipe: Recipe, what: str, classes: tuple[str, ...] | None) -> tuple[Source, tuple[str, ...]]:
+    """`(samples, notes)` of a word: `train`, `valid`, `test` of the recipe, else data as `data.train` may name it.
 
     `classes` are the run's: what labels of other data must be of.
     """
+    notes = _hidden_by(what)
     if what in PARTS:
-        source: Source | None = getattr(read_splits(recipe), what)
+        splits = read_splits(recipe)
+        source: Source | None = getattr(splits, what)
         if source is None:
             raise RecipeError(f"the recipe's data has no '{what}' part.")
-        return source
+        return source, notes + splits.notes
     options = replace(_options(recipe.data), classes=classes, training=False)
-    other = Cut.all_of(_of(_survey(what, "DATA", options), "test", "train", "valid"))
-    opened = data.open_parts({"test": other}, options)[0]["test"]
-    return opened.transformed(data.transforms_of(recipe.data.transforms))
+    found = _survey(what, "DATA", options)
+    other = _of(found, "test", "train", "valid")
+    _hold_classes(other, classes, what)
+    if len(found.parts) > 1:
+        name = next(part for part, each in found.parts.items() if each is other)
+        notes += (f"{what}: it has {', '.join(found.parts)}, and its {name} part is taken",)
+    opened, more, _ = data.open_parts({"test": Cut.all_of(other)}, options)
+    return opened["test"].transformed(data.transforms_of(recipe.data.transforms)), notes + found.notes + more
 
 
-def hidden_by(what: str) -> tuple[str, ...]:
-    """A note where a word names a part of the recipe, and something on disk is called so too."""
-    both = what in PARTS and Path(what).exists()
-    return (f"'{what}' is the {what} part of the run's recipe; for what is called so here: ./{what}",) if both else ()
+def _hidden_by(what: str) -> tuple[str, ...]:
+    """A note where a word names a part of the recipe or a data set, and something on disk is called so too."""
+    meant = f"the {what} part of the run's recipe" if what in PARTS else f"the data set {what}"
+    both = (what in PARTS or what in data.NAMED) and Path(what).exists()
+    return (f"'{what}' is {meant}; for what is called so here: ./{what}",) if both else ()
+
+
+def _hold_classes(other: FileList | Source, classes: tuple[str, ...] | None, where: str) -> None:
+    """DataError where a number stands for one class here and for another in the training data."""
+    named = [each for each in (other.classes, classes) if each and each != tuple(map(str, range(len(each))))]
+    if len(named) == 2 and any(own != known for own, known in zip(*named, strict=False)):
+        raise DataError(
+            f"{where}: its classes are {listed(named[0])}, and the training data's {listed(named[1])}: a target's "
+            "number would mean another class. Give its classes in the same order."
+        )
+
+
+Names = tuple[str, Sequence[Any]]
 
 
 def inputs_of(
-    recipe: Recipe, words: Sequence[str], skip_bad: bool = False
-) -> tuple[list[str] | None, Source, tuple[str, ...]]:
-    """`(paths, source, notes)` of what a prediction is asked for; paths are None where samples have numbers only.
+    recipe: Recipe, words: Sequence[str], classes: tuple[str, ...] | None, skip_bad: bool = False
+) -> tuple[Names, Source, tuple[str, ...]]:
+    """`(names, source, notes)` of what a prediction is asked for; names are `("path", files)`, or `("index", numbers)`.
 
     Image files, folders of them at any depth, CSVs that list them, in the order given; the rows of a table; or, as
     the only word, a part of the recipe or other data as `data.train` names it. Targets need not be there.
     """
     first, spec = words[0], recipe.data
-    named = first in PARTS or not (Path(first).exists() or _on_disk(first))
+    named = first in PARTS or first in data.NAMED or not (Path(first).exists() or _on_disk(first))
     if named and len(words) == 1:
-        return None, part_of(recipe, first), hidden_by(first)
+        return _by_name(*part_of(recipe, first, classes))
     columns = spec.columns.model_dump(exclude_none=True)
     if len(words) == 1 and "inputs" in columns:
-        return None, data.Tensors((rows := data.rows_of(first, columns), rows)), ()
+        rows = data.rows_of(first, columns)
+        return _by_name(data.Tensors((rows, rows)), ())
     if len(words) == 1 and spec.images.mode is None and not Path(first).is_dir() and not data.is_image(first):
-        return None, part_of(recipe, first), ()
+        return _by_name(*part_of(recipe, first, classes))
     paths = [path for word in words for path in _image_paths(word, columns)]
     files = data.FileList("the images to predict", paths, torch.zeros(len(paths), dtype=torch.int64))
     images, good, notes = data.image_files(files, reading_of(spec), "skip" if skip_bad else "error", "--skip-bad")
     transform = _options(spec).transform_of("test")
     source = data.Part(images if transform is None else data.per_sample(images, transform), good)
-    return [paths[number] for number in good], source.transformed(data.transforms_of(spec.transforms)), notes
+    return _by_name(source.transformed(data.transforms_of(spec.transforms)), notes)
+
+
+def _by_name(source: Source, notes: tuple[str, ...]) -> tuple[Names, Source, tuple[str, ...]]:
+    """Samples as the user knows them: files, or numbers in the data that they were cut from."""
+    numbers = torch.arange(len(source))
+    files = data.paths(source, numbers)
+    return ("index", data.original(source, numbers).tolist()) if files is None else ("path", files), source, notes
 
 
 def _image_paths(word: str, columns: Mapping[str, Any]) -> list[str]:
@@ -171,7 +201,7 @@ def _like(spec: Data, found: Survey) -> Options:
     numbers = isinstance(known, torch.Tensor) and known.is_floating_point()
     kind = spec.targets or (None if known is None else "numbers" if numbers else "classes")
     columns = {**_options(spec).columns, **found.columns}
-    return replace(_options(spec), columns=columns, targets=kind, classes=train.classes, training=False)
+    return replace(_options(spec), columns=columns, targets=kind, classes=data.class_names(train), training=False)
 
 
 def _of(found: Survey, *names: str) -> FileList | Source:
@@ -185,7 +215,7 @@ def _on_disk(given: str | Mapping[str, str]) -> bool:
 
 def _is_object(given: str | Mapping[str, str]) -> TypeGuard[str]:
     """Whether it is an object of the user's, and not data by name or on disk."""
-    return isinstance(given, str) and ":" in given
+    return isinstance(given, str) and ":" in given and os.sep not in given.partition(":")[0]
 
 
 def _survey(given: str | Mapping[str, str], where: str, options: Options) -> Survey:

@@ -19,17 +19,17 @@ def evaluate(
     """Measure a run's weights on data, with the run's criterion and metrics."""
     from gradstep import building
     from gradstep.evaluation import evaluate as measure
-    from gradstep.parts import hidden_by, part_of
+    from gradstep.parts import part_of
     from gradstep.recipe import Recipe, find
     from gradstep.rundir import RunDir
 
     place = RunDir.find(run, out)
     recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
     what = data or ("test" if recipe.data.test is not None else "valid")
-    for note in hidden_by(what):
-        print(f"note      {note}", file=sys.stderr)
     loaded = building.load(place.path)
-    source = part_of(recipe, what, loaded.classes)
+    source, notes = part_of(recipe, what, loaded.classes)
+    for note in notes:
+        print(f"note      {note}", file=sys.stderr)
     values = measure(
         loaded.model,
         building.build_criterion(recipe.criterion),

@@ -37,13 +37,12 @@ def predict(
     place = RunDir.find(run, out)
     recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
     loaded = building.load(place.path)
-    paths, source, notes = inputs_of(recipe, inputs, skip_bad)
+    (column, named), source, notes = inputs_of(recipe, inputs, loaded.classes, skip_bad)
     for note in notes:
         print(f"note      {note}", file=sys.stderr)
     outputs = outputs_of(loaded, source, batch_size=recipe.batch_size, device=recipe.device, workers=recipe.workers)
     answers = list(_answers(outputs, recipe.criterion.get("name"), loaded.classes, top))
-    names = [{"index": number} if paths is None else {"path": paths[number]} for number in range(len(answers))]
-    rows = [{**name, **answer} for name, answer in zip(names, answers, strict=True)]
+    rows = [{column: name, **answer} for name, answer in zip(named, answers, strict=True)]
     if to is None:
         _write_csv(rows, sys.stdout)
         return

@@ -12,7 +12,7 @@ def resume(
     """Go on with a run from its last finished epoch."""
     from gradstep.building import build
     from gradstep.cli.train import run_recipe
-    from gradstep.errors import RecipeError
+    from gradstep.errors import DataError, RecipeError
     from gradstep.recipe import Recipe, find
     from gradstep.rundir import RunDir
 
@@ -22,4 +22,8 @@ def resume(
             f"{place.path} was started from Python and has no recipe. Resume it there: fit(..., resume='{place.path}')."
         )
     recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
-    run_recipe(recipe, build(recipe).arguments, [], out=out, resume=place.path)
+    try:
+        arguments = build(recipe).arguments
+    except DataError as error:
+        raise DataError(f"{error}\nWhere files have moved, write their new places into {place.recipe}.") from error
+    run_recipe(recipe, arguments, [], out=out, resume=place.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ def train(
         return
     hooks: list[Any] = [Documents(built.recipe, shlex.join(["gradstep", *sys.argv[1:]]))]
     hooks += [InterruptAt(interrupt_at)] if interrupt_at is not None else []
-    run_recipe(built.recipe, built.arguments, hooks, out=out, name=name or found)
+    called = name or re.sub(r"[^\w.+-]+", "-", found).strip("-") or "run"
+    run_recipe(built.recipe, built.arguments, hooks, out=out, name=called)
 
 
 def run_recipe(recipe: Recipe, arguments: dict[str, Any], hooks: list[Any], **where: Any) -> None:

@@ -17,6 +17,7 @@ _TARGETS = ("label", "target", "class", "category", "y")  # names that need no e
 _PATHS = ("path", "file", "filename", "image", "image_path", "filepath")
 _SPLITS = ("split", "subset", "part", "partition", "fold", "set")
 _NOTHING = ("", "-", "?", "na", "n/a", "none", "null")  # a cell that is missing, and no name
+_UNNAMED = ("", "unnamed: 0")  # what pandas calls its index
 _SOME = 50  # rows that are looked at
 
 
@@ -48,8 +49,10 @@ class Columns:
         notes = []
         if self.split is not None and "split" not in given:
             notes.append(f"{listing.path}: the column '{listing.name(self.split)}' says which part a row belongs to")
+        if listing.header and _counted(listing.header):
+            notes.append(f"{listing.path}: line 1 counts, and is taken for the columns' names")
         used = {self.path, self.split, *self.inputs, *self.targets}
-        if unused := [listing.name(column) for column in range(listing.width) if column not in used]:
+        if unused := [listing.name(column) or "(no name)" for column in range(listing.width) if column not in used]:
             notes.append(f"{listing.path}: columns that are not used: {listed(unused)}")
         return tuple(notes)
 
@@ -74,7 +77,8 @@ def understood(listing: Listing, given: Mapping[str, Any], training: bool = True
         taken = {path, split, *inputs}
         targets = [_target_column(listing, [c for c in range(listing.width) if c not in taken], path is not None)]
     if path is None and not inputs:
-        inputs = [column for column in range(listing.width) if column not in {split, *targets}]
+        left = [column for column in range(listing.width) if column not in {split, *targets}]
+        inputs = [column for column in left if not _is_index(listing, column)]
         if not inputs:
             raise DataError(f"{listing.path}: beside the target there is no column left for the inputs.")
     return Columns(path, tuple(inputs), tuple(targets), split)
@@ -107,9 +111,11 @@ def is_header(first: Sequence[str], below: Sequence[Sequence[str]], given: Mappi
     numbers = [cell for cell in first if number(cell) is not None]
     if not below:
         return not numbers
-    # As pandas writes columns without names. Data would hardly count so from 0.
-    if len(numbers) > 2 and numbers == [str(each) for each in range(len(numbers))]:
-        return True
+    # As pandas writes columns without names. Data would hardly count so, in one row alone.
+    if _counted(first) and not any(_counted(row) for row in below):
+        words = [column for column, cell in enumerate(first) if number(cell) is None]
+        if all(first[column] != row[column] for column in words for row in below) and (words or numbers[0] == "0"):
+            return True
     for column, cell in enumerate(first):
         values = [row[column] for row in below[:_SOME]]
         if cell.lower() in (*_TARGETS, *_PATHS) and cell not in values:
@@ -118,6 +124,19 @@ def is_header(first: Sequence[str], below: Sequence[Sequence[str]], given: Mappi
         if of_data and _is_name(cell) and len(numbers) * 2 <= len(first):  # one bad cell makes no header
             return True
     return False
+
+
+def _counted(row: Sequence[str]) -> bool:
+    """Whether the numbers of a row are 0, 1, 2, ... or 1, 2, 3, ..., three of them at least."""
+    numbers = [cell for cell in row if number(cell) is not None]
+    start = numbers[0] if numbers else ""
+    return len(numbers) > 2 and start in "01" and numbers == [str(int(start) + n) for n in range(len(numbers))]
+
+
+def _is_index(listing: Listing, column: int) -> bool:
+    """Whether it is a column without a name that counts the rows, as pandas writes one."""
+    named = listing.header is None or listing.header[column].lower() not in _UNNAMED
+    return not named and listing.cells(column) == [str(row) for row in range(len(listing.rows))]
 
 
 def several(value: Any) -> list[Any]:
@@ -130,14 +149,25 @@ def _is_name(cell: str) -> bool:
 
 
 def _split_column(listing: Listing, given: Mapping[str, Any], taken: set[int | None], training: bool) -> int | None:
-    """The one that is given; else one whose name and all of whose cells are about parts."""
-    if "split" in given and (training or isinstance(given["split"], int) or given["split"] in (listing.header or ())):
+    """The one that is given; else one whose name and all of whose cells are about parts.
+
+    DataError where most of its cells are: to train on what was set aside must not be a slip of one cell.
+    """
+    there = (*range(listing.width), *(listing.header or ()))
+    if "split" in given and (training or given["split"] in there):
         return listing.column(given["split"], "split")
     for column, name in enumerate(listing.header or ()):
-        if name.lower() in _SPLITS and column not in taken:
-            parts = {PART_OF.get(cell.lower()) for cell in listing.cells(column)}
-            if None not in parts and ("train" in parts or not training):
-                return column
+        if name.lower() not in _SPLITS or column in taken:
+            continue
+        parts = [PART_OF.get(cell.lower()) for cell in listing.cells(column)]
+        if None not in parts and ("train" in parts or not training):
+            return column
+        if None in parts and "train" in parts and parts.count(None) * 2 <= len(parts):
+            row = parts.index(None)
+            raise DataError(
+                f"{listing.place(row)}: the column '{name}' has '{listing.rows[row][column]}', and most of it is "
+                "train, valid or test. Mend it, or give the column another name if it is about something else."
+            )
     return None
 
 

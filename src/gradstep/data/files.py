@@ -50,6 +50,12 @@ class Survey:
     notes: tuple[str, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
 
+    def train(self, where: str) -> FileList | Source:
+        """The training part. DataError where there is none."""
+        if "train" not in self.parts:
+            raise DataError(f"{where}: there is no training part in it. It has {', '.join(self.parts)}.")
+        return self.parts["train"]
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -79,6 +85,10 @@ class Images:
     @property
     def targets(self) -> Tensor:
         return self.files.targets
+
+    def paths(self, numbers: Tensor) -> list[str]:
+        """The files of these samples."""
+        return [self.files.paths[number] for number in numbers.tolist()]
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -190,6 +200,10 @@ class PerSample(Items):
     @property
     def fingerprint(self) -> dict[str, Any]:
         return self.dataset.images.fingerprint
+
+    def paths(self, numbers: Tensor) -> list[str]:
+        """The files of these samples."""
+        return self.dataset.images.paths(numbers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,10 @@ class Listing:
         if isinstance(given, int):
             if 0 <= given < self.width:
                 return given
-            raise DataError(f"data.columns.{key}: {self.path} has {self.width} columns, numbered from 0; not {given}.")
+            named = f" The one called so is '\"{given}\"'." if self.header and str(given) in self.header else ""
+            raise DataError(
+                f"data.columns.{key}: {self.path} has {self.width} columns, numbered from 0; not {given}.{named}"
+            )
         if self.header and self.header.count(given) == 1:
             return self.header.index(given)
         if self.header and given in self.header:

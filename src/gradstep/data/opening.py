@@ -74,8 +74,7 @@ def open_data(given: str | Mapping[str, str], options: Options | None = None, wh
     """
     options = options or Options()
     found = survey(given, options, where)
-    if "train" not in found.parts:
-        raise DataError(f"{where}: there is no training part in {given}.")
+    found.train(where)
     parts, notes, reading = open_parts({part: Cut.all_of(each) for part, each in found.parts.items()}, options)
     return Splits(**parts, notes=found.notes + notes, reading=reading, columns=found.columns)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradstep.data.images import Reading
 
 
+_CLASSES = 100_000  # whole numbers above that are no classes
 PARTS = ("train", "valid", "test")
 PART_OF = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
            "dev": "valid", "test": "test", "testing": "test"}  # what people call them  # fmt: skip
@@ -53,7 +54,7 @@ class Source(Protocol):
 
 # What a source may have besides, each read by the function of its name below: `targets`, all of them in its order;
 # `augment`, what is done to a batch in training alone; `original(numbers)`, its samples' numbers as the user knows
-# them; `fingerprint`, what it held when it was opened.
+# them; `paths(numbers)`, their files; `fingerprint`, what it held when it was opened.
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +176,9 @@ class Part(_Over):
     def original(self, numbers: Tensor) -> Tensor:
         return original(self.whole, self.numbers[numbers])
 
+    def paths(self, numbers: Tensor) -> list[str] | None:
+        return paths(self.whole, self.numbers[numbers])
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -197,6 +201,9 @@ class Augmented(_Over):
 
     def original(self, numbers: Tensor) -> Tensor:
         return original(self.whole, numbers)
+
+    def paths(self, numbers: Tensor) -> list[str] | None:
+        return paths(self.whole, numbers)
 
     def __len__(self) -> int:
         return len(self.whole)
@@ -247,6 +254,22 @@ def original(source: Source, numbers: Tensor) -> Tensor:
     """The numbers of samples as the user knows them: a part's, in the whole that it was cut from."""
     ask: Callable[[Tensor], Tensor] | None = getattr(source, "original", None)
     return numbers if ask is None else ask(numbers)
+
+
+def paths(source: Source, numbers: Tensor) -> list[str] | None:
+    """The files that samples are, where each is one."""
+    ask: Callable[[Tensor], list[str] | None] | None = getattr(source, "paths", None)
+    return None if ask is None else ask(numbers)
+
+
+def class_names(source: object) -> tuple[str, ...] | None:
+    """The names of a source's classes; of targets that are whole numbers without names, those numbers: 0, 1, ..."""
+    known: tuple[str, ...] | None = getattr(source, "classes", None)
+    targets = targets_in_memory(source)
+    if known is not None or not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+        return known
+    most = int(targets.max()) if len(targets) else -1
+    return tuple(map(str, range(most + 1))) if 0 <= most < _CLASSES else None
 
 
 def targets_in_memory(source: object) -> Any:

@@ -54,8 +54,9 @@ def list_of_paths(path: str | Path, named: str | int | None = None) -> list[str]
     They are in the column `named`, as the run's data had it; where none is called so, in the one that looks so.
     """
     listing = read_listing(path, lambda first, below: named in first or is_header(first, below, {}))
-    there = named is not None and (named in (listing.header or ()) or isinstance(named, int))
-    column = path_column(listing, {"path": named} if there else {})
+    column = path_column(listing, {"path": named} if named in (listing.header or ()) else {})
+    if column is None and isinstance(named, int) and named < listing.width:  # files without a suffix, and no header
+        column = named
     if column is None:
         raise DataError(f"{path}: no column of it names image files. Say which: data.columns.path=NAME.")
     return [_resolved(listing, row, cells[column]) for row, cells in enumerate(listing.rows)]

@@ -414,4 +414,7 @@ def test_weights_to_start_from_are_found_from_any_folder(gradstep, here: Path, m
 def test_columns_is_a_mapping(gradstep, here: Path) -> None:
     code, _, err = gradstep("train", "train.csv", "data.columns=label")
     assert code == 2
-    assert "data.columns: 'label' names no columns. Write which is which, as in data.columns.target=label" in err
+    assert "data.columns: 'label' doesn't say of what. Write it as in data.columns.target=label" in err
+    code, _, err = gradstep("train", "train.csv", "data.images=64")
+    assert code == 2
+    assert "data.images: 64 doesn't say of what. Write it as in data.images.size=64" in err

@@ -85,6 +85,30 @@ def test_without_parts_of_its_own_the_split_is_the_one_that_training_would_make(
     assert sum(len(part) for _, part in trained.items()) < 30 + 9 + 4, "a bad file is in one of them"
 
 
+def test_data_that_can_t_be_trained_on_can_be_looked_at(gradstep) -> None:
+    folder = gradstep.folder / "one" / "cat"
+    folder.mkdir(parents=True)
+    for number in range(10):
+        Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+    code, out, err = gradstep("data", "show", "one")
+    assert code == 0, err
+    assert "1 classes\n          cat: 8\n" in out
+    assert "every sample is of one class" in gradstep("train", "one")[2]
+
+    np.savez(gradstep.folder / "masks.npz", x=np.zeros((10, 1, 8, 8)), y=np.zeros((10, 8, 8), np.int64))
+    code, out, err = gradstep("data", "show", "masks.npz", "seed=3")
+    assert code == 0, err
+    assert "train     8 samples\n" in out
+    assert "Write a recipe for these." in gradstep("train", "masks.npz")[2]
+
+    for path in folder.iterdir():
+        path.write_bytes(b"no image")
+    code, out, err = gradstep("data", "show", "one")
+    assert code == 0, err
+    assert "bad       10 missing or unreadable" in out
+    assert "none of its 10 images can be read" in gradstep("train", "one")[2]
+
+
 def test_a_sheet_of_samples_per_class(gradstep, photos: Path) -> None:
     code, out, err = gradstep("data", "show", "photos.csv", "data.columns.split=part", "--sheet", "sheet.png")
     assert code == 0, err

@@ -25,7 +25,7 @@ def show(
     epoch: int = typer.Option(1, "--epoch", min=1, help="The epoch whose augmentation is shown."),
 ) -> None:
     """Count classes, sizes, modes, bad files and exact duplicates, within and across the split."""
-    from gradstep.cli.train import find_recipe
+    from gradstep.cli.train import find_data
     from gradstep.data.showing import look_through
     from gradstep.errors import RecipeError
     from gradstep.parts import cut
@@ -35,7 +35,7 @@ def show(
         raise RecipeError(f"--sheet: '{sheet}' does not end in .png.")
     if augment and sheet is None:
         raise RecipeError("--augment: say where to, as in --sheet augmented.png")
-    _, document, _ = find_recipe(what, settings or [])
+    document = find_data(what, settings or [])
     recipe = Recipe.parse(override(document, settings or []), what)
     if augment and not recipe.data.augment:
         raise RecipeError("--augment: there is no augmentation. Add one, as in data.augment='[flip, {shift: 2}]'")

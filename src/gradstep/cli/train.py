@@ -75,18 +75,37 @@ def find_recipe(what: str, settings: list[str]) -> tuple[str, dict[str, Any], li
     """`(name, document, what was chosen)`: a recipe, or the default one for data."""
     from pathlib import Path
 
-    from gradstep.recipe import builtin, find, is_recipe, override
+    from gradstep.recipe import builtin, find, is_recipe
 
     if is_recipe(what):
         both = what in builtin() and Path(what).exists()
         return *find(what), [f"the built-in recipe '{what}'; for what is called so here: ./{what}"] if both else []
+    from gradstep.default import default_recipe
+
+    return default_recipe(*_of_data(what, settings))
+
+
+def find_data(what: str, settings: list[str]) -> dict[str, Any]:
+    """A recipe to look at its data: for data, with nothing of a training in it."""
+    from gradstep.recipe import find, is_recipe
+
+    if is_recipe(what):
+        return find(what)[1]
+    from gradstep.default import default_data
+
+    nothing = {"model": {}, "criterion": {}, "optimizer": {}, "batch_size": 1, "epochs": 1}
+    return {"data": default_data(*_of_data(what, settings))[0], **nothing}
+
+
+def _of_data(what: str, settings: list[str]) -> tuple[str, dict[str, Any]]:
+    """The word, if it is one for data, and what the settings say of it."""
     from gradstep import data
+    from gradstep.recipe import find, override
 
     if not (what in data.NAMED or data.is_on_disk(what)):
         find(what)  # raises, naming what there is
-    from gradstep.default import default_recipe
-
-    return default_recipe(what, override({"data": {}}, settings)["data"])
+    given: dict[str, Any] = override({"data": {}}, settings)["data"]
+    return what, given
 
 
 def _say_next(run: Run, recipe: Recipe) -> None:

@@ -1,6 +1,7 @@
 """`gradstep data show`: what is in the data, counted on data of which it is known."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,12 +102,13 @@ def test_data_that_can_t_be_trained_on_can_be_looked_at(gradstep) -> None:
     assert "train     8 samples\n" in out
     assert "Write a recipe for these." in gradstep("train", "masks.npz")[2]
 
-    for path in folder.iterdir():
+    shutil.copytree(folder, gradstep.folder / "one" / "dog")
+    for path in folder.parent.rglob("*.png"):
         path.write_bytes(b"no image")
     code, out, err = gradstep("data", "show", "one")
     assert code == 0, err
-    assert "bad       10 missing or unreadable" in out
-    assert "none of its 10 images can be read" in gradstep("train", "one")[2]
+    assert "bad       20 missing or unreadable" in out
+    assert "none of its 20 images can be read" in gradstep("train", "one")[2]
 
 
 def test_a_sheet_of_samples_per_class(gradstep, photos: Path) -> None:

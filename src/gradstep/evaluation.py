@@ -15,8 +15,8 @@ from gradstep.data import Feed, OwnOrder, adapt
 from gradstep.errors import DataError
 from gradstep.keys import kept_streams, key, seed_model
 from gradstep.metrics import MetricSet, Value
-from gradstep.update import Sharing, read_loss
-from gradstep.update.one_pass import pair
+from gradstep.update import Sharing, read_loss, units_of
+from gradstep.update.update import pair
 
 
 class Pass(Protocol):
@@ -75,8 +75,10 @@ def measure(
             inputs, targets = unpack(batch)
             outputs = model(inputs) if forward is None else forward(model, inputs)
             samples = tree.samples(inputs) or 1
-            loss, terms = read_loss(criterion(outputs, targets), samples)
-            for name, (part, weight) in sharing.shares(loss, terms, targets, samples).items():
+            value = criterion(outputs, targets)
+            loss, terms = read_loss(value, samples)
+            shares = sharing.shares(loss, terms, targets, samples, units_of(value))
+            for name, (part, weight) in shares.items():
                 exact = part if part.device.type == "mps" else part.double()
                 # A batch with nothing to count has 0/0 for its loss, and no say in the mean.
                 product = torch.where(weight > 0, exact * weight, 0.0) if isinstance(weight, Tensor) else exact * weight

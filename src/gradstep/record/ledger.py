@@ -27,12 +27,15 @@ class Outcome(Protocol):
     targets: Any
     samples: int
     step: int | None
+    units: dict[str, Tensor]
 
 
 class Sharing(Protocol):
     """What a batch's loss and terms weigh in the means of an epoch."""
 
-    def shares(self, loss: Tensor, terms: Mapping[str, Tensor], targets: Any, samples: int) -> dict[str, Share]: ...
+    def shares(
+        self, loss: Tensor, terms: Mapping[str, Tensor], targets: Any, samples: int, units: Mapping[str, Tensor]
+    ) -> dict[str, Share]: ...
 
     def means(self, means: Mapping[str, float]) -> dict[str, float]: ...
 
@@ -61,7 +64,7 @@ class Ledger:
     def add(self, outcome: Outcome) -> None:
         """Notes a step. Nothing here waits for the device."""
         assert outcome.step is not None
-        shares = self._sharing.shares(outcome.loss, outcome.terms, outcome.targets, outcome.samples)
+        shares = self._sharing.shares(outcome.loss, outcome.terms, outcome.targets, outcome.samples, outcome.units)
         self._pending.append(_Entry(outcome.step, outcome.loss, shares))
 
     def ends_interval(self, step: int) -> bool:

@@ -1,10 +1,10 @@
-"""What a criterion may return, read as one loss; and how losses of several batches make a mean."""
+"""What a criterion may return, and how it is read as one loss."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,14 @@ from gradstep import tree
 from gradstep.errors import ModelError, RecipeError, listed, nearest
 
 Criterion = Callable[[Any, Any], Any]
-Share = tuple[Tensor, Tensor | int]  # (the loss of one unit, how many units): a mean is Σ loss·units / Σ units
+
+
+class Ratio(NamedTuple):
+    """A term that is a sum over samples divided by something that depends on the targets alone, as a number of
+    tokens."""
+
+    numerator: Tensor  # 0-dimensional, with a graph
+    denominator: Tensor | float  # 0-dimensional
 
 
 class Terms(nn.Module):
@@ -30,16 +37,20 @@ class Terms(nn.Module):
         self.modules_among = nn.ModuleDict({n: c for n, c in criteria.items() if isinstance(c, nn.Module)})
 
     def forward(self, outputs: Any, targets: Any) -> dict[str, Any]:
-        return {name: self.weights[name] * each(outputs, targets) for name, each in self.criteria.items()}
+        return {name: _weighted(self.weights[name], each(outputs, targets)) for name, each in self.criteria.items()}
+
+
+def _weighted(weight: float, value: Any) -> Any:
+    return Ratio(weight * value.numerator, value.denominator) if isinstance(value, Ratio) else weight * value
 
 
 def read_loss(value: Any, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
     """`(loss, terms)` of what a criterion returned for a batch of `samples` samples: 0-dimensional, with their graphs.
 
-    A scalar is the loss; a vector of one loss per sample is averaged over the batch; a dict of either is summed in
-    its order, and its values are the terms. Anything else raises ModelError.
+    A scalar is the loss; a vector of one loss per sample is averaged over the batch; a `Ratio` is its quotient; a dict
+    of any of them is summed in its order, and its values are the terms. Anything else raises ModelError.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, Ratio)):
         return _scalar(value, samples, "The criterion"), {}
     if isinstance(value, Mapping) and value:
         terms = {name: _scalar(term, samples, f"The criterion's term '{name}'") for name, term in value.items()}
@@ -50,7 +61,19 @@ def read_loss(value: Any, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
     )
 
 
+def units_of(value: Any) -> dict[str, Tensor]:
+    """The denominators of the ratios in what a criterion returned, by term; under `loss` where it is one itself."""
+    terms = {"loss": value} if isinstance(value, Ratio) else value if isinstance(value, Mapping) else {}
+    return {
+        name: torch.as_tensor(term.denominator, device=term.numerator.device).detach()
+        for name, term in terms.items()
+        if isinstance(term, Ratio)
+    }
+
+
 def _scalar(value: Any, samples: int, who: str) -> Tensor:
+    if isinstance(value, Ratio):
+        return _scalar(value.numerator, samples, f"{who}'s numerator") / value.denominator
     if not isinstance(value, Tensor):
         raise ModelError(f"{who} returned a {type(value).__name__} and must return a tensor, or backward has no graph.")
     if value.dim() == 0:
@@ -91,52 +114,6 @@ def criterion_gradient(criterion: Criterion, outputs: Tensor, targets: Any) -> t
         require_graph(loss, terms)
         (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient
-
-
-class Sharing:
-    """How losses of several batches make means: the loss's, and each named term's.
-
-    A unit is a sample, unless a criterion itself divides by something else: torch's cross entropy and NLL divide by
-    the class weights of the targets that they don't ignore. A summed loss is one of all its samples. Where terms
-    divide by different things (`Terms`), the mean loss is the sum of their means, not a mean of their sums.
-    """
-
-    def __init__(self, criterion: Criterion) -> None:
-        own = criterion.criteria if isinstance(criterion, Terms) else {}
-        self._share = _share_of(criterion)
-        self._term_shares = {name: _share_of(each) for name, each in own.items()}
-
-    def shares(self, loss: Tensor, terms: Mapping[str, Tensor], targets: Any, samples: int) -> dict[str, Share]:
-        """The share of each mean that one batch has, under `loss` and the terms' names."""
-        shares = {} if self._term_shares else {"loss": self._share(loss, targets, samples)}
-        for name, term in terms.items():
-            shares[name] = self._term_shares.get(name, _by_samples)(term, targets, samples)
-        return shares
-
-    def means(self, means: Mapping[str, float]) -> dict[str, float]:
-        """The means with the loss among them, where it is made of its terms'."""
-        return {"loss": sum(means.values()), **means} if self._term_shares and means else dict(means)
-
-
-def _share_of(criterion: Criterion) -> Callable[[Tensor, Any, int], Share]:
-    if getattr(criterion, "reduction", None) == "sum":
-        return lambda loss, _targets, samples: (loss / samples, samples)
-    if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) and criterion.reduction == "mean":
-        return lambda loss, targets, samples: (loss, _class_weight(criterion, targets, samples))
-    return _by_samples
-
-
-def _by_samples(loss: Tensor, _targets: Any, samples: int) -> Share:
-    return loss, samples
-
-
-def _class_weight(criterion: nn.CrossEntropyLoss | nn.NLLLoss, targets: Tensor, samples: int) -> Tensor | int:
-    if targets.is_floating_point():  # soft targets are averaged over samples
-        return samples
-    counted = targets != criterion.ignore_index
-    if criterion.weight is None:
-        return counted.sum()
-    return criterion.weight[targets.where(counted, 0)].mul(counted).sum()
 
 
 def describe(criterion: Criterion) -> str:

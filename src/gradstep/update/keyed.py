@@ -1,0 +1,265 @@
+"""Dropout by key: a mask is a function of seed, step, layer call, sample and element, and of nothing else.
+
+torch draws masks from a stream, in the order in which layers ask; cut the batch in pieces, and every sample has another
+mask. Here each sample has two words of its own for a step, from SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable
+pseudorandom number generators", section 4), and each element of a layer call hashes them with its place, by pcg4d
+(Jarzynski, Olano 2020, "Hash functions for GPU rendering", JCGT 9(3), listing 4). All of it is integer arithmetic
+in torch's own operations: the same bits on every device, no state, and the step is read from a tensor on the device, so
+that a captured step can be replayed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradstep.errors import ModelError
+from gradstep.keys import key
+from gradstep.update.pieces import Follows
+
+Call = tuple[str, int]  # a module's name, or the name of a function, and its how-manieth call in this forward
+
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # SplitMix64's constants, as signed 64-bit numbers
+_MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+_ALPHA = 1.7580993408473766  # SELU's: Klambauer et al. 2017, section 3
+
+
+def sample_words(seed: int, step: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Two int32 words `[samples]` for each sample of the batch that `step`, a 0-dimensional int64 tensor, names."""
+    numbers = torch.arange(samples, device=step.device)
+    state = ((step << 32) + numbers) * _GAMMA + seed
+    state = (state ^ _shifted(state, 30)) * _MIX[0]
+    state = (state ^ _shifted(state, 27)) * _MIX[1]
+    words = (state ^ _shifted(state, 31)).view(torch.int32).view(samples, 2)
+    return words[:, :1].contiguous(), words[:, 1:].contiguous()
+
+
+def _shifted(value: Tensor, by: int) -> Tensor:
+    """A logical shift: torch's own keeps the sign."""
+    return (value >> by) & ((1 << (64 - by)) - 1)
+
+
+def bits(words: tuple[Tensor, Tensor], call: int, elements: int) -> Tensor:
+    """`[samples, elements]` int32, uniform over all of them: pcg4d of (place, both words, call)."""
+    quads = -(-elements // 4)
+    w = _affine(call)
+    x = torch.arange(quads, dtype=torch.int32, device=words[0].device).mul_(1664525).add_(1013904223)
+    y, z = (word * 1664525 + 1013904223 for word in words)
+    x = x + y * w  # from here on [samples, quads]; int32 wraps around, as it must
+    y = torch.addcmul(y, z, x)
+    z = torch.addcmul(z, x, y)
+    w_ = torch.addcmul(torch.full_like(z[:1, :1], w), y, z)
+    for each in (x, y, z, w_):
+        each ^= (each >> 16) & 0xFFFF
+    x.addcmul_(y, w_)
+    y.addcmul_(z, x)
+    z.addcmul_(x, y)
+    w_.addcmul_(y, z)
+    return torch.cat((x, y, z, w_), 1)[:, :elements]
+
+
+def _affine(number: int) -> int:
+    """pcg4d's first step on a Python number, as a signed 32-bit one."""
+    value = (number * 1664525 + 1013904223) & 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
+
+
+def kept(words: tuple[Tensor, Tensor], call: int, elements: int, p: float, dtype: torch.dtype) -> Tensor:
+    """`[samples, elements]` of `dtype`: 1 where an element is kept, which is so with probability 1 - p, else 0."""
+    if p >= 1:
+        return torch.zeros(len(words[0]), elements, dtype=dtype, device=words[0].device)
+    least = round(p * (1 << 32)) - (1 << 31)
+    return bits(words, call, elements).ge_(least).to(dtype)
+
+
+class KeyedDropout:
+    """The masks of one model's dropout, for one `Update`.
+
+    Dropout modules are known by their names; functions of `torch.nn.functional` by the order of their calls.
+    `layouts` says for each call which dimension follows the samples, and how many rows each sample has there, as two
+    forwards of different size have shown; a call not seen then must have its samples first.
+    """
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        self.seed = key(seed, "dropout")
+        self.modules = {name: module for name, module in model.named_modules() if _plain(module)}
+        self.layouts: dict[Call, Follows] = {}
+        self.shapes: dict[Call, tuple[int, ...]] | None = None  # of each call, while a model is looked at
+        self.recomputing = False
+        self._forwards = {
+            name: functools.partial(self._module_forward, name, module) for name, module in self.modules.items()
+        }
+        self._functions = {name: self._function(name, training="alpha" not in name) for name in _FUNCTIONS}
+        self._functions["scaled_dot_product_attention"] = self._scaled_dot_product_attention
+        self._originals: dict[str, Callable[..., Any]] = {}
+        self._calls: dict[str, int] = {}
+        self._step: Tensor | None = None
+        self._words: tuple[Tensor, Tensor] | None = None
+        self._samples, self._first, self._count = 0, 0, 0
+
+    @contextmanager
+    def batch(self, step: int, samples: int, device: torch.device, layouts: dict[Call, Follows]) -> Iterator[None]:
+        """Inside, dropout is by key, for the batch of this step; `piece` says for which of its samples."""
+        self.layouts = layouts
+        if self._step is None or self._step.device != device:
+            self._step = torch.zeros((), dtype=torch.int64, device=device)
+        self._step.fill_(step)
+        self._words, self._samples = None, samples
+        self.piece(0, samples)
+        hung = [
+            (module, self._forwards[name]) for name, module in self.modules.items() if "forward" not in vars(module)
+        ]
+        self._originals = {name: getattr(F, name) for name in self._functions}
+        try:
+            for module, forward in hung:
+                vars(module)["forward"] = forward  # past Module.__setattr__, which is slow
+            for name, function in self._functions.items():
+                setattr(F, name, function)
+            yield
+        finally:
+            for module, _ in hung:
+                del vars(module)["forward"]
+            for name, function in self._originals.items():
+                setattr(F, name, function)
+            self._words = None
+
+    def piece(self, first: int, count: int) -> None:
+        """The forward that comes is that of samples `first` to `first + count` of the batch."""
+        self._first, self._count, self.recomputing = first, count, False
+        self._calls.clear()
+
+    def _module_forward(self, name: str, module: Any, inputs: Tensor) -> Tensor:
+        if not module.training or module.p == 0:
+            return inputs
+        return self._dropped(name, inputs, module.p, module.inplace, *_KINDS[type(module).forward])
+
+    def _function(self, name: str, training: bool) -> Callable[..., Any]:
+        """What stands in for a function of torch.nn.functional, `training` being its default there."""
+
+        def keyed(input: Tensor, p: float = 0.5, training: bool = training, inplace: bool = False) -> Any:
+            if not training or not 0 < p <= 1:
+                return self._originals[name](input, p, training, inplace)  # nothing to draw, or torch's own error
+            return self._dropped(name, input, p, inplace, *_FUNCTIONS[name])
+
+        return keyed
+
+    def _scaled_dot_product_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """torch's formula, as its documentation has it, written out where there is dropout inside it."""
+        if dropout_p == 0:
+            original = self._originals["scaled_dot_product_attention"]
+            options = {"scale": scale, "enable_gqa": enable_gqa}
+            attended: Tensor = original(query, key, value, attn_mask, 0.0, is_causal, **options)
+            return attended
+        if enable_gqa:
+            key, value = (each.repeat_interleave(query.size(-3) // each.size(-3), -3) for each in (key, value))
+        scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
+        if is_causal:
+            ones = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+            scores = scores.masked_fill(~ones.tril(), -math.inf)
+        if attn_mask is not None:
+            boolean = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, -math.inf) if boolean else scores + attn_mask
+        weights = self._dropped("scaled_dot_product_attention", scores.softmax(-1), dropout_p, False, False, False)
+        return weights @ value
+
+    def _dropped(self, name: str, inputs: Tensor, p: float, inplace: bool, features: bool, alpha: bool) -> Tensor:
+        call = self._number(name)
+        if self.shapes is not None:
+            self.shapes[call] = tuple(inputs.shape)
+        shape, words = self._keyed_shape(call, inputs, features)
+        place = _place_of(call)
+        mask = kept(words, place, math.prod(shape[1:]), p, inputs.dtype).view(shape)
+        mask = self._as_inputs(call, mask)
+        if not alpha:
+            mask.mul_(1 / (1 - p) if p < 1 else 0.0)
+            return inputs.mul_(mask) if inplace else inputs * mask
+        a = 1 / math.sqrt((_ALPHA**2 * p + 1) * (1 - p)) if p < 1 else 0.0
+        shift = (mask - 1).mul_(_ALPHA * a).add_(_ALPHA * a * p)
+        return inputs.mul_(mask.mul_(a)).add_(shift) if inplace else inputs * mask.mul_(a) + shift
+
+    def _number(self, name: str) -> Call:
+        """Which call this is. Activation checkpointing forwards again, within the backward: a layer is known then."""
+        if not self.recomputing:
+            self._calls[name] = self._calls.get(name, 0) + 1
+        elif self._calls.get(name) != 1 or name not in self.modules:
+            raise ModelError(
+                f"dropout: '{name}' is called {self._calls.get(name, 0)} times in a forward and again by activation "
+                "checkpointing, which can't tell the calls apart. Give each place an nn.Dropout of its own."
+            )
+        return name, self._calls[name]
+
+    def _keyed_shape(self, call: Call, inputs: Tensor, features: bool) -> tuple[tuple[int, ...], tuple[Tensor, Tensor]]:
+        """The mask's shape with samples first, and the words of the samples that it is for."""
+        dimension, rows = self.layouts.get(call, (0, 0))
+        there = inputs.shape[dimension] if inputs.dim() else 0
+        rows = rows or there // self._count
+        if rows == 0 or there != rows * self._count:
+            raise ModelError(
+                f"dropout: '{call[0]}' got a tensor of shape {list(inputs.shape)} for {self._count} samples, and which "
+                "dimension is the samples' can't be told. Put the samples first, or take dropout='stream'."
+            )
+        if self._words is None:
+            assert self._step is not None
+            self._words = sample_words(self.seed, self._step, self._samples)
+        words = self._words
+        if (self._first, self._count) != (0, self._samples):
+            words = (
+                words[0][self._first : self._first + self._count],
+                words[1][self._first : self._first + self._count],
+            )
+        rest = [size for place, size in enumerate(inputs.shape) if place != dimension]
+        if features:
+            rest = rest[:1] + [1] * (len(rest) - 1)
+        return (self._count, rows, *rest), words
+
+    def _as_inputs(self, call: Call, mask: Tensor) -> Tensor:
+        """From `[samples, rows of each, the other dimensions]` to the dimensions of the inputs."""
+        dimension = self.layouts.get(call, (0, 0))[0]
+        return mask.flatten(0, 1).movedim(0, dimension) if dimension else mask.flatten(0, 1)
+
+
+def _plain(module: nn.Module) -> bool:
+    return type(module).forward in _KINDS
+
+
+@functools.cache
+def _place_of(call: Call) -> int:
+    """32 bits that belong to a layer call: the same whatever other calls there are."""
+    return key(0, f"call/{call[0]}", index=call[1]) & 0x7FFFFFFF
+
+
+# Whether whole features are dropped, and whether SELU's moments are kept.
+_FUNCTIONS: dict[str, tuple[bool, bool]] = {
+    "dropout": (False, False),
+    "dropout1d": (True, False),
+    "dropout2d": (True, False),
+    "dropout3d": (True, False),
+    "alpha_dropout": (False, True),
+    "feature_alpha_dropout": (True, True),
+    "scaled_dot_product_attention": (False, False),
+}
+_KINDS: dict[Callable[..., Any], tuple[bool, bool]] = {
+    nn.Dropout.forward: (False, False),
+    nn.Dropout1d.forward: (True, False),
+    nn.Dropout2d.forward: (True, False),
+    nn.Dropout3d.forward: (True, False),
+    nn.AlphaDropout.forward: (False, True),
+    nn.FeatureAlphaDropout.forward: (True, True),
+}

@@ -1,0 +1,279 @@
+"""`Update`: fills `.grad` with the exact gradient of one batch, in as many micro-batches as memory asks for.
+
+One pass is written out here; it is what `loss.backward()` does, and the measure of the other two.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradstep import tree
+from gradstep.errors import DataError, RecipeError, listed, nearest
+from gradstep.update.batch import Batch
+from gradstep.update.buffers import BatchBuffers, Kept, places
+from gradstep.update.criterion import Criterion, read_loss, require_graph, units_of
+from gradstep.update.gradients import Gradients
+from gradstep.update.keyed import Call, KeyedDropout
+from gradstep.update.norm import NormGroups
+from gradstep.update.outcome import Outcome
+from gradstep.update.pieces import Follows, count, sizes
+from gradstep.update.replay import Streams, devices_of
+from gradstep.update.traits import Traits, dropout_layouts, traits
+from gradstep.update.ways import METHODS, Way, choose, refuse_coupled
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found out about model and criterion on the first batch of each size."""
+
+    traits: Traits | None = None
+    dropout: dict[Call, Follows] = field(default_factory=dict)
+    ways: dict[int, Way] = field(default_factory=dict)
+
+
+class Update:
+    """Fills `.grad` with the gradient of one batch; the same gradient whatever `micro_batch` is.
+
+    Args:
+        micro_batch: how many samples are in memory at once, at most; nothing takes the batch whole.
+        method: `accumulate` for criteria that are sums over samples, `two_pass` for any criterion; `auto` proves which.
+        stat_group: BatchNorm's statistics are those of each so many consecutive samples: a mathematical choice.
+        dropout: `keyed`, masks that are functions of seed, step, layer call, sample and element; or `stream`, torch's.
+        unpack: `batch -> (inputs, targets)` where a batch is no such pair. Only for those who give whole batches.
+        forward: `(model, inputs) -> outputs` where that is not `model(inputs)`.
+
+    `inputs` are cut along the first dimension of their tensors, and of lists of other things; `targets` are whatever
+    the criterion takes. The criterion always sees `(outputs, targets)`.
+
+    Raises RecipeError for arguments that can't be.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        *,
+        micro_batch: int | None = None,
+        method: str = "auto",
+        stat_group: int | None = None,
+        dropout: str = "keyed",
+        seed: int = 0,
+        unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> None:
+        _check(micro_batch, method, stat_group, dropout)
+        self.model, self.criterion, self.forward = model, criterion, forward
+        self.unpack = unpack or pair
+        self.micro_batch, self.method, self.stat_group, self.dropout = micro_batch, method, stat_group, dropout
+        self.batches = 0  # how many were taken: the step of the next, where none is given
+        self._keyed = KeyedDropout(model, seed) if dropout == "keyed" else None
+        self._norm = NormGroups(model, stat_group) if stat_group else None
+        self.found = Found()
+
+    def backward(self, inputs: Any, targets: Any, *, step: int | None = None, scale: float | Tensor = 1.0) -> Outcome:
+        """Adds `scale` times the batch's gradient to `.grad` and returns the outcome, with the loss unscaled.
+
+        `step` says whose masks dropout takes: the number of this update in the training, counted from 1; unless given,
+        of this call. A `scale` may be a tensor, such as a GradScaler's.
+
+        Raises ModelError, DataError where model, criterion and batch do not go together, DivergedError for a loss that
+        is no number: in micro-batches, nothing has changed then.
+        """
+        samples = count(inputs, targets)
+        self.batches = self.batches + 1 if step is None else step
+        with self._own_layers(samples, inputs):
+            way = self.found.ways.get(samples) or self._decide(inputs, targets, samples)
+            if way.take is not None:
+                return self._in_pieces(way, inputs, targets, samples, step, scale)
+            outputs = self.model(inputs) if self.forward is None else self.forward(self.model, inputs)
+            value = self.criterion(outputs, targets)
+            loss, terms = read_loss(value, samples)
+            require_graph(loss, terms)
+            if self._keyed is not None:
+                self._keyed.recomputing = True  # activation checkpointing forwards again in the backward
+            unscaled = not isinstance(scale, Tensor) and scale == 1.0
+            torch.autograd.backward(loss if unscaled else loss * scale)
+        detached = {name: term.detach() for name, term in terms.items()}
+        return Outcome(loss.detach(), detached, tree.detach(outputs), targets, samples, step, units_of(value))
+
+    def decide(self, inputs: Any, targets: Any) -> Way:
+        """How batches of this size are taken. Looks at model and criterion on this batch, and changes nothing.
+
+        Raises ModelError, RecipeError for what can't be taken in micro-batches.
+        """
+        samples = count(inputs, targets)
+        with self._own_layers(samples, inputs):
+            return self.found.ways.get(samples) or self._decide(inputs, targets, samples)
+
+    @property
+    def ways(self) -> dict[int, Way]:
+        """How batches are taken, by their size, as far as it is decided."""
+        return dict(self.found.ways)
+
+    @property
+    def notes(self) -> list[str]:
+        """What depends on the micro-batches without being wrong."""
+        apart = any(way.take is not None for way in self.found.ways.values())
+        return self.found.traits.notes if self.found.traits is not None and apart else []
+
+    def _run(self, inputs: Any) -> Any:
+        return self.model(inputs) if self.forward is None else self.forward(self.model, inputs)
+
+    def _decide(self, inputs: Any, targets: Any, samples: int) -> Way:
+        cut = tuple(sizes(samples, self.micro_batch, self.stat_group))
+        streams = self._streams(inputs)
+        buffers = Kept(places(self.model, self._norm.names if self._norm is not None else ()))
+        if self._norm is not None:
+            self._norm.counting = False
+        try:
+            with streams.kept(), torch.no_grad():
+                if len(cut) > 1:
+                    way = self._choose(inputs, targets, samples, cut, streams, buffers)
+                else:
+                    self._learn_dropout(inputs, samples, streams, buffers)
+                    way = Way("one_pass", "the batch is taken whole", cut)
+        finally:
+            buffers.put_back()
+            if self._norm is not None:
+                self._norm.counting = True
+            if self._keyed is not None:
+                self._keyed.piece(0, samples)
+        self.found.ways[samples] = way
+        return way
+
+    def _choose(
+        self, inputs: Any, targets: Any, samples: int, cut: tuple[int, ...], streams: Streams, buffers: Kept
+    ) -> Way:
+        refuse_coupled(self.model, self._norm)
+        if self.found.traits is None:
+            unit = self.stat_group or 1
+            self.found.traits = traits(self._run, inputs, samples, self._keyed, streams, buffers, unit=unit)
+            self.found.dropout.update(self.found.traits.dropout)
+        batch = self._batch(inputs, targets, samples, cut, streams)
+        return choose(batch, self.method, self.dropout)
+
+    def _learn_dropout(self, inputs: Any, samples: int, streams: Streams, buffers: Kept) -> None:
+        """For masks that are the same when the batch is cut one day."""
+        if self._keyed is not None and not self.found.dropout:
+            self.found.dropout.update(dropout_layouts(self._run, inputs, samples, self._keyed, streams, buffers))
+
+    def _in_pieces(
+        self, way: Way, inputs: Any, targets: Any, samples: int, step: int | None, scale: float | Tensor
+    ) -> Outcome:
+        assert self.found.traits is not None
+        assert way.take is not None
+        batch = self._batch(inputs, targets, samples, way.sizes, self._streams(inputs))
+        batch.scale = scale
+        changes = self.found.traits.changes
+        buffers = batch.buffers = BatchBuffers(self.model, changes) if changes else None
+        restore = batch.streams.keep()
+        try:
+            with Gradients(self.model, self.criterion) as gradients:
+                batch.fold = gradients.fold
+                outcome = way.take(batch)
+                batch.finite(outcome.loss)
+                if buffers is not None:
+                    buffers.commit()
+        except BaseException:
+            restore()
+            if buffers is not None:
+                buffers.roll_back()
+            raise
+        outcome.step = step
+        return outcome
+
+    def _batch(self, inputs: Any, targets: Any, samples: int, cut: tuple[int, ...], streams: Streams) -> Batch:
+        assert self.found.traits is not None
+        return Batch(
+            run=self._run,
+            criterion=self.criterion,
+            inputs=inputs,
+            targets=targets,
+            samples=samples,
+            sizes=cut,
+            traits=self.found.traits,
+            streams=streams,
+            keyed=self._keyed,
+            norm=self._norm,
+        )
+
+    def _streams(self, inputs: Any) -> Streams:
+        modules = [each for each in (self.model, self.criterion) if isinstance(each, nn.Module)]
+        own = (t for root in modules for t in (*root.parameters(), *root.buffers()))
+        return Streams((m for root in modules for m in root.modules()), devices_of(own, tree.tensors(inputs)))
+
+    @contextmanager
+    def _own_layers(self, samples: int, inputs: Any) -> Iterator[None]:
+        """Inside, dropout is by key and BatchNorm by groups, where that is asked for."""
+        with ExitStack() as stack:
+            if self._keyed is not None:
+                device = next(
+                    (t.device for t in (*self.model.parameters(), *tree.tensors(inputs))), torch.device("cpu")
+                )
+                stack.enter_context(self._keyed.batch(self.batches, samples, device, self.found.dropout))
+            if self._norm is not None:
+                stack.enter_context(self._norm.batch())
+            yield
+
+
+# What `backward` found out: about a model, for (micro_batch, method), with the criterion that it was found out for.
+_FOUND: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[Any, Found]]] = weakref.WeakKeyDictionary()
+
+
+def backward(
+    model: nn.Module,
+    criterion: Criterion,
+    inputs: Any,
+    targets: Any,
+    *,
+    micro_batch: int | None = None,
+    method: str = "auto",
+) -> Tensor:
+    """Adds the batch's exact gradient to `.grad` and returns the detached loss: `Update.backward` in one line.
+
+    It stands where `criterion(model(inputs), targets).backward()` stood, in anyone's loop. What is found out about
+    model and criterion is remembered. Dropout's masks are functions of one number drawn from torch's stream, so they
+    follow `torch.manual_seed`, and are the same for any `micro_batch`.
+    """
+    update = Update(model, criterion, micro_batch=micro_batch, method=method)
+    known = _FOUND.setdefault(model, {})
+    of, found = known.get((micro_batch, method), (lambda: None, update.found))
+    if of() is criterion:
+        update.found = found
+    else:
+        known[micro_batch, method] = (weakref.ref(criterion), update.found)
+    step = int(torch.randint(1 << 31, (), device="cpu"))
+    return update.backward(inputs, targets, step=step).loss
+
+
+def _check(micro_batch: Any, method: Any, stat_group: Any, dropout: Any) -> None:
+    for name, value in (("micro_batch", micro_batch), ("stat_group", stat_group)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise RecipeError(f"{name}: {value!r} is not a whole number of at least 1.")
+    if method not in METHODS:
+        raise RecipeError(
+            f"method: there is no {method!r}. There are {listed(METHODS)}.{nearest(str(method), METHODS)}"
+        )
+    if method == "one_pass" and micro_batch is not None:
+        raise RecipeError("method: one_pass takes the batch whole; leave micro_batch out, or take method='auto'.")
+    if dropout not in ("keyed", "stream"):
+        raise RecipeError(f"dropout: there is no {dropout!r}. There are keyed and stream, torch's own.")
+    if micro_batch is not None:
+        sizes(micro_batch, micro_batch, stat_group)
+
+
+def pair(batch: Any) -> tuple[Any, Any]:
+    """A batch that is a pair `(inputs, targets)`, as it is. DataError says what to give for any other."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise DataError(
+        f"A batch is {tree.describe(batch)}, not a pair (inputs, targets). "
+        "Say how to take it apart: unpack=lambda batch: (inputs, targets)."
+    )

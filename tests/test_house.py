@@ -104,8 +104,8 @@ def test_functions_fit_a_screen() -> None:
 
 def test_public_names() -> None:
     assert set(gradstep.__all__) == {
-        "__version__", "fit", "steps", "evaluate", "predict", "Run", "Update", "Outcome", "Terms",
-        "criterion_gradient", "Request", "TensorBoard", "TrainState", "Recipe", "build", "load", "GradstepError",
+        "__version__", "fit", "steps", "evaluate", "predict", "Run", "Update", "backward", "Outcome", "Ratio", "Terms",
+        "criterion_gradient", "check_backward", "Request", "TensorBoard", "TrainState", "Recipe", "build", "load", "GradstepError",
         "data", "errors", "hooks", "keys", "metrics", "models", "schedules",
     }  # fmt: skip
     for name in gradstep.__all__:
@@ -125,7 +125,8 @@ def test_fit_s_keywords_one_by_one() -> None:
     assert keywords(gradstep.fit) == {
         "model": required, "criterion": required, "train": required, "valid": None, "test": None,
         "optimizer": required, "epochs": None, "steps": None, "batch_size": None, "drop_last": False,
-        "schedule": None, "metrics": None, "monitor": None, "patience": None, "seed": 0, "dropout": "stream",
+        "micro_batch": None, "stat_group": None, "schedule": None, "metrics": None, "monitor": None, "patience": None,
+        "seed": 0, "dropout": "keyed",
         "device": "auto", "workers": 0, "evaluate_every": "1 epoch", "evaluate_train": False,
         "log_every": "50 steps", "checkpoint": None, "hooks": (), "plan": "plain", "out": None, "name": None,
         "resume": False, "quiet": False, "unpack": None, "forward": None,

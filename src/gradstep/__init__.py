@@ -18,9 +18,12 @@ _HOME = {
     "predict": "run",
     "Run": "run",
     "Update": "update",
+    "backward": "update",
+    "Ratio": "update",
     "Outcome": "update",
     "Terms": "update",
     "criterion_gradient": "update",
+    "check_backward": "update",
     "Request": "hooks",
     "TensorBoard": "record",
     "TrainState": "state",
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from gradstep.record import TensorBoard
     from gradstep.run import Run, predict
     from gradstep.state import TrainState
-    from gradstep.update import Outcome, Terms, Update, criterion_gradient
+    from gradstep.update import Outcome, Ratio, Terms, Update, backward, check_backward, criterion_gradient
 
 
 def __getattr__(name: str) -> Any:

@@ -70,8 +70,9 @@ def build(recipe: Recipe) -> Built:
     splits = read_splits(recipe)
     arguments = {
         name: getattr(recipe, name)
-        for name in ("batch_size", "drop_last", "epochs", "steps", "monitor", "patience", "evaluate_every",
-                     "evaluate_train", "log_every", "seed", "dropout", "device", "workers", "plan", "quiet")
+        for name in ("batch_size", "drop_last", "micro_batch", "stat_group", "epochs", "steps", "monitor", "patience",
+                     "evaluate_every", "evaluate_train", "log_every", "seed", "dropout", "device", "workers", "plan",
+                     "quiet")
     }  # fmt: skip
     arguments |= {
         "model": build_model(recipe),

@@ -113,6 +113,8 @@ def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) 
         "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
         "batch_size": source.batch_size if source else None,
         "the number of steps in an epoch": training.clock.steps_per_epoch,
+        "dropout": training.update.dropout,
+        "stat_group": training.update.stat_group,
         "the criterion": describe(state.criterion),
         "the learning rate": list(state.base_rates),
         "the schedule": some,

@@ -30,9 +30,11 @@ def steps(
     steps: int | None = None,
     batch_size: int | None = None,
     drop_last: bool = False,
+    micro_batch: int | None = None,
+    stat_group: int | None = None,
     schedule: Any = None,
     seed: int = 0,
-    dropout: str = "stream",
+    dropout: str = "keyed",
     device: str | torch.device = "auto",
     workers: int = 0,
     plan: str = "plain",
@@ -59,10 +61,13 @@ def steps(
         device=device,
         workers=workers,
         plan=plan,
+        micro_batch=micro_batch,
+        stat_group=stat_group,
         unpack=unpack,
         forward=forward,
     )
     look(training.update, MetricSet({}), {"train": training.feed})
+    training.decide()
     return _owned(training)
 
 
@@ -93,12 +98,14 @@ def fit(
     steps: int | None = None,
     batch_size: int | None = None,
     drop_last: bool = False,
+    micro_batch: int | None = None,
+    stat_group: int | None = None,
     schedule: Any = None,
     metrics: Any = None,
     monitor: Any = None,
     patience: Any = None,
     seed: int = 0,
-    dropout: str = "stream",
+    dropout: str = "keyed",
     device: str | torch.device = "auto",
     workers: int = 0,
     evaluate_every: str = "1 epoch",
@@ -116,8 +123,8 @@ def fit(
 ) -> Run:
     """Trains `model` and returns the run.
 
-    The result depends on model, criterion, data, optimizer, schedule, batch_size, drop_last, epochs or steps, seed
-    and dropout; on where patience or a hook stops it; and on nothing else here.
+    The result depends on model, criterion, data, optimizer, schedule, batch_size, drop_last, stat_group, epochs or
+    steps, seed and dropout; on where patience or a hook stops it; and on nothing else here.
 
     Args:
         criterion: `(outputs, targets)` to a scalar, one loss per sample (averaged), or a dict of named terms (summed).
@@ -128,11 +135,15 @@ def fit(
         optimizer: a torch optimizer, or a function of the parameters that makes one.
         epochs, steps: how long; one of the two.
         batch_size: the samples of one optimizer step. The last batch of an epoch is smaller unless `drop_last`.
+        micro_batch: how many samples of a batch are in memory at once, at most; the gradient is the whole batch's.
+        stat_group: BatchNorm's statistics are those of each so many consecutive samples; needed with `micro_batch`.
         schedule: a function `(step, base) -> rate`, or one of `gradstep.schedules`; nothing leaves the rate alone.
         metrics: names, functions of `(outputs, targets)`, objects with update, compute and reset; or a dict of them.
         monitor: the metric that chooses the best, as `"valid/loss"` or `{"name": ..., "mode": "min"}`; unless given,
             the first of `metrics` that knows whether higher is better, else the loss. It is printed before training.
         patience: `"3 epochs"` without a new best, or `{"falls": 1}`, ends the training.
+        dropout: `keyed`: a mask is a function of seed, step, layer call, sample and element, whatever the micro-batch;
+            or `stream`, torch's own, as a textbook loop draws them.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         workers: processes that load a map-style data set; every batch is the same for any number of them.
         evaluate_train: also evaluate on the training set, for numbers not taken while training.
@@ -167,6 +178,8 @@ def fit(
         device=device,
         workers=workers,
         plan=plan,
+        micro_batch=micro_batch,
+        stat_group=stat_group,
         unpack=unpack,
         forward=forward,
     )

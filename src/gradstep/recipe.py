@@ -28,6 +28,8 @@ SYNONYMS = {
     **dict.fromkeys(("learning_rate", "lr", "lr0"), "optimizer.lr"),
     **dict.fromkeys(("momentum", "weight_decay", "betas", "nesterov"), "optimizer.{}"),
     **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
+    **dict.fromkeys(("microbatch", "device_train_microbatch_size", "per_device_batch_size"), "micro_batch"),
+    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation"), "micro_batch"),
     **dict.fromkeys(("max_epochs", "num_epochs", "num_train_epochs", "n_epochs"), "epochs"),
     **dict.fromkeys(("max_steps", "iterations", "max_iters"), "steps"),
     **dict.fromkeys(("loss", "loss_fn", "objective"), "criterion"),
@@ -54,7 +56,6 @@ SYNONYMS = {
 
 # What the design has and this version does not: refused by name, with what there is instead.
 NOT_YET = {
-    "micro_batch": "a batch is taken in one pass",
     "clip": "gradients are not clipped",
     "ema": "the weights are not averaged",
     "precision": "everything is computed in the model's own dtype",
@@ -150,6 +151,10 @@ class Recipe(_Document):
     """The samples of one optimizer step."""
     drop_last: bool = False
     """Whether the smaller last batch of an epoch is left out."""
+    micro_batch: Positive | None = None
+    """The samples in memory at once, at most: a matter of memory, which changes no result."""
+    stat_group: Positive | None = None
+    """BatchNorm's statistics are those of each so many consecutive samples: needed with micro_batch."""
     epochs: Positive | None = None
     """How long; this or `steps`."""
     steps: Positive | None = None
@@ -176,8 +181,8 @@ class Recipe(_Document):
     """`{name: TensorBoard, histograms: 100 steps}`, or `{name: module:Class, ...}`."""
     seed: Whole = 0
     """Initialisation, order and the model's random draws are functions of it."""
-    dropout: Literal["stream"] = "stream"
-    """Where dropout's masks come from: torch's own stream, seeded for each step."""
+    dropout: Literal["keyed", "stream"] = "keyed"
+    """Masks that are functions of seed, step, layer call, sample and element; or torch's own stream, seeded by step."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     workers: Whole = 0

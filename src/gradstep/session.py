@@ -5,6 +5,7 @@ The order in which these happen is `fit`'s; here is only what each of them is.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,7 @@ class Session:
             last_batch_of_one(training.update, training.feed)
         self.feeds = {"train": training.feed, **self._feeds}
         terms = look(training.update, self.metrics, self.feeds)
+        training.decide()
         self.metrics.refuse(["loss", *terms])
         self.state.tensors()  # what can't be saved is refused now, and not at the first checkpoint
         names = ["loss", *terms, *self.metrics.metrics]
@@ -112,6 +114,8 @@ class Session:
         self._keeper = Keeper(place, self._policy, about, facts.meaning(training, about, valid) if place else {})
         if resumed and place:
             checkpoint.sweep(place.checkpoints)
+            if place.plan.exists():
+                training.follow(json.loads(place.plan.read_text()))
         offset, notes = self._keeper.restore(self.state, self.clock) if resumed else (0, [])
         lines += [("note", note) for note in notes] + ([("run", str(place.path))] if place else [])
         if resumed:
@@ -283,7 +287,7 @@ class Session:
         lines = facts.of_data({"train": training.feed, **self._feeds})
         lines += facts.of_model(state)
         lines += facts.of_rates(state, training.rate, self.clock)
-        lines += [("plan", str(training.plan))]
+        lines += training.plan.facts()
         if self._monitor is not None:
             better = "higher" if self._monitor.higher else "lower"
             lines += [("monitor", f"{self._monitor.name}, {better} is better")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +19,7 @@ from gradstep.clock import Clock
 from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt, augmentations
 from gradstep.errors import ModelError, RecipeError, UserCodeError, raised_at
 from gradstep.evaluation import choose_device
+from gradstep.keys import kept_streams, key, seed_model
 from gradstep.plan import Plan
 from gradstep.schedules import Rate
 from gradstep.state import TrainState
@@ -39,6 +40,29 @@ class Training:
     plan: Plan
     take_step: Callable[..., Any]
     notes: list[str]  # what the user should know, said once
+
+    def decide(self) -> None:
+        """Decides how the batches are taken, on the epoch's first batch and on its last, which may be smaller.
+
+        Always on these, so that a run decides the same when it is resumed.
+        """
+        if self.update.micro_batch is None or not isinstance(self.feed, Feed):
+            return
+        with self.training_mode(), kept_streams(self.device):
+            for number in sorted({0, self.feed.steps_per_epoch - 1}):
+                inputs, targets = self.update.unpack(self.feed[number])
+                seed_model(self.device, key(self.state.seed, "model", index=number))
+                self.update.decide(inputs, targets)
+        self.plan = Plan.decide(self.plan.plan, self.update, self.device)
+        self.notes += [note for note in self.update.notes if note not in self.notes]
+
+    def follow(self, plan: Mapping[str, Any]) -> None:
+        """A run that is resumed takes its batches as its plan.json says: a plan is chosen once."""
+        method = plan.get("update")
+        if self.plan.micro_batches and method in ("accumulate", "two_pass") and method != self.plan.update:
+            self.update.method = method
+            self.update.found.ways.clear()
+            self.decide()
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
@@ -81,6 +105,8 @@ def assemble(
     device: str | torch.device,
     workers: int,
     plan: str,
+    micro_batch: int | None,
+    stat_group: int | None,
     unpack: Callable[[Any], tuple[Any, Any]] | None,
     forward: Callable[[nn.Module, Any], Any] | None,
 ) -> Training:
@@ -106,14 +132,24 @@ def assemble(
     if rate is not None:
         _probe(rate, state.base_rates, clock)
     asks_for_closure = _asks_for_closure(made)
+    update = Update(
+        model,
+        criterion,
+        micro_batch=micro_batch,
+        stat_group=stat_group,
+        dropout=dropout,
+        seed=seed,
+        unpack=unpack,
+        forward=forward,
+    )
     return Training(
         state=state,
         feed=feed,
-        update=Update(model, criterion, unpack=unpack, forward=forward),
+        update=update,
         rate=rate,
         clock=clock,
         device=place,
-        plan=Plan.decide(plan, dropout, place),
+        plan=Plan.decide(plan, update, place),
         take_step=closure_step if asks_for_closure else step,
         notes=notes,
     )

@@ -112,9 +112,14 @@ def among_others(batch: Batch) -> Outcome:
 
 
 def _fillers(batch: Batch, one: Leaves, place: int) -> list[Leaves]:
-    """Rows for the micro-batches that are still to come: no piece is larger than the first."""
-    layout = batch.traits.layout
+    """Rows for the micro-batches that are still to come: those of one that is there, over and over."""
     return [
-        [leaf if at is None else layout.rows(leaf, at, 0, number) for leaf, at in zip(one, layout.leaves, strict=True)]
+        [leaf if at is None else _repeated(leaf, at[0], number * at[1]) for leaf, at in zip(one, layout, strict=True)]
+        for layout in [batch.traits.layout.leaves]
         for number in batch.sizes[place:]
     ]
+
+
+def _repeated(leaf: Tensor, dimension: int, rows: int) -> Tensor:
+    there = torch.arange(rows, device=leaf.device) % leaf.shape[dimension]
+    return leaf.index_select(dimension, there)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gradstep import tree
-from gradstep.errors import DivergedError
 from gradstep.update.buffers import BatchBuffers
 from gradstep.update.criterion import Criterion
 from gradstep.update.keyed import KeyedDropout
@@ -68,16 +67,6 @@ class Batch:
             self.keyed.recomputing = True  # activation checkpointing forwards again in here
         torch.autograd.backward(tensors, gradients)
         self.fold()
-
-    def finite(self, loss: Tensor) -> None:
-        """DivergedError where the loss is no number. Where it lies on a device, nobody waits for it here."""
-        unscaled = not isinstance(self.scale, Tensor) and self.scale == 1.0  # a scaler skips such a batch itself
-        if loss.device.type == "cpu" and unscaled and not bool(torch.isfinite(loss)):
-            raise DivergedError(
-                f"the loss of a batch of {self.samples} is {float(loss)}; no gradient was added. Look at its samples, "
-                "or try "
-                "a smaller learning rate."
-            )
 
 
 def detached(leaves: Leaves) -> Leaves:

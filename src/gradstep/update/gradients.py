@@ -49,6 +49,11 @@ class Gradients:
                 self._sums[parameter] = parameter.grad.float()
             parameter.grad = None
 
+    def finite(self) -> bool:
+        """Whether what came is numbers. Waits for the device."""
+        came = [*self._sums.values(), *(p.grad for p in self._own if p.grad is not None)]
+        return all(bool(torch.isfinite(gradient).all()) for gradient in came)
+
     def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
         self.fold()
         for parameter, before in zip(self._own, self._before, strict=True):

@@ -8,8 +8,6 @@ are always right.
 
 from __future__ import annotations
 
-import copy
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +20,7 @@ from gradstep import tree
 from gradstep.update.criterion import Criterion, read_loss
 from gradstep.update.pieces import Layout
 from gradstep.update.replay import Streams
+from gradstep.update.twin import doubled, remembered, twin
 
 _MOVES = 1e-10  # relative; float64 leaves 1e-15, and a coupling of 1e-9 moves it by 1e-8
 _MOST = 0.5  # of the samples must have a gradient at all, or the trial says nothing about them
@@ -57,18 +56,18 @@ class _Trial:
         self, criterion: Criterion, outputs: Any, targets: Any, layout: Layout, samples: int, streams: Streams
     ) -> None:
         self.criterion = twin(criterion)
-        self.targets = tree.map_tensors(_doubled, targets)
+        self.targets = tree.map_tensors(doubled, targets)
         self.layout, self.samples = layout, samples
-        self.leaves = [_doubled(leaf) if isinstance(leaf, Tensor) else leaf for leaf in layout.flatten(outputs)]
+        self.leaves = [doubled(leaf) if isinstance(leaf, Tensor) else leaf for leaf in layout.flatten(outputs)]
         self._restore = streams.keep()
         self._streams = streams
 
     def verdict(self) -> Verdict:
-        state, drawn = fingerprint(self.criterion), _torch_stream()
+        state, drawn = remembered(self.criterion), _torch_stream()
         own = self.gradient(self.leaves)
         if _torch_stream() != drawn:
             return Verdict(False, "the criterion draws random numbers")
-        if fingerprint(self.criterion) != state:
+        if remembered(self.criterion) != state:
             return Verdict(False, "the criterion changes its own state, which must happen once for a batch")
         if any(place is None and gradient is not None for place, gradient in zip(self.layout.leaves, own, strict=True)):
             return Verdict(False, "the loss depends on an output that all samples share")
@@ -212,87 +211,5 @@ def _differentiable(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _doubled(tensor: Tensor) -> Tensor:
-    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach()
-
-
 def _torch_stream() -> bytes:
     return bytes(torch.default_generator.get_state().numpy())
-
-
-# A criterion's copy in float64, and what it remembers.
-
-
-def twin(criterion: Any) -> Any:
-    """A copy in float64 of a module, a function with what it closes over, a partial or a bound method; else a deep
-    copy."""
-    if isinstance(criterion, nn.Module):
-        return _in_float64(copy.deepcopy(criterion))
-    if isinstance(criterion, types.FunctionType):
-        cells = tuple(types.CellType(twin_of_value(cell.cell_contents)) for cell in criterion.__closure__ or ())
-        made = types.FunctionType(
-            criterion.__code__, criterion.__globals__, criterion.__name__, criterion.__defaults__, cells or None
-        )
-        made.__kwdefaults__ = criterion.__kwdefaults__
-        return made
-    if isinstance(criterion, types.MethodType):
-        return types.MethodType(criterion.__func__, twin_of_value(criterion.__self__))
-    if isinstance(criterion, types.BuiltinFunctionType):
-        return criterion
-    return twin_of_value(criterion)
-
-
-def twin_of_value(value: Any) -> Any:
-    if isinstance(value, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, nn.Module)):
-        return twin(value) if not isinstance(value, types.ModuleType) else value
-    if isinstance(value, (types.ModuleType, type)):
-        return value
-    if isinstance(value, Tensor):
-        return _doubled(value)
-    made = copy.deepcopy(value)
-    if hasattr(made, "__dict__"):
-        for name, each in vars(made).items():
-            if isinstance(each, (Tensor, nn.Module)):
-                vars(made)[name] = twin_of_value(each)
-    return made
-
-
-def _in_float64(module: nn.Module) -> nn.Module:
-    """Parameters, buffers, and tensors that are plain attributes."""
-    for each in module.double().modules():
-        for name, value in vars(each).items():
-            if isinstance(value, Tensor):
-                vars(each)[name] = _doubled(value)
-    return module
-
-
-def fingerprint(criterion: Any) -> list[Any]:
-    """What a criterion remembers between calls, as far as it can be seen: tensors by value, numbers and lists as
-    written."""
-    if isinstance(criterion, nn.Module):
-        modules = list(criterion.modules())
-        tensors = [t for m in modules for t in (*m._buffers.values(), *m._parameters.values()) if t is not None]
-        plain = [vars(m) for m in modules]
-    elif isinstance(criterion, types.FunctionType):
-        tensors, plain = [], [{"cells": [cell.cell_contents for cell in criterion.__closure__ or ()]}]
-    elif isinstance(criterion, types.MethodType):
-        return fingerprint(criterion.__self__)
-    else:
-        tensors, plain = [], [getattr(criterion, "__dict__", {})]
-    written = [
-        {name: _written(value) for name, value in attributes.items() if not name.startswith("_")}
-        for attributes in plain
-    ]
-    return [*(_written(tensor) for tensor in tensors), *written]
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy().tobytes() if value.dtype != torch.bfloat16 else value.float().tolist()
-    if isinstance(value, nn.Module):
-        return fingerprint(value)
-    if isinstance(value, (list, tuple)):
-        return [_written(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _written(each) for name, each in value.items()}
-    return repr(value) if isinstance(value, (int, float, str, bool, type(None), set)) else None

@@ -27,6 +27,8 @@ _NEAR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.f
 
 @dataclass(frozen=True, slots=True)
 class Traits:
+    """What was seen of a model; `notes` are for its user."""
+
     layout: Layout
     row_shapes: tuple[tuple[int, ...], ...]  # of each leaf of the outputs: its shape but for the first dimension
     dropout: dict[Call, Follows]  # how each call of keyed dropout lies

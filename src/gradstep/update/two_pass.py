@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradstep import tree
 from gradstep.errors import ModelError
 from gradstep.update.audit import Audit
 from gradstep.update.batch import Batch, Leaves, detached, differentiable
@@ -35,7 +36,7 @@ def two_pass(batch: Batch) -> Outcome:
     outcome = Outcome(
         loss.detach(),
         {name: term.detach() for name, term in terms.items()},
-        batch.traits.layout.join(pieces),
+        tree.detach(full),
         batch.targets,
         batch.samples,
         units=units_of(value),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradstep import tree
-from gradstep.errors import DataError, RecipeError, listed, nearest
+from gradstep.errors import DataError, DivergedError, RecipeError, listed, nearest
 from gradstep.update.batch import Batch
 from gradstep.update.buffers import BatchBuffers, Kept, places
 from gradstep.update.criterion import Criterion, read_loss, require_graph, units_of
@@ -178,7 +178,7 @@ class Update:
             with Gradients(self.model, self.criterion) as gradients:
                 batch.fold = gradients.fold
                 outcome = way.take(batch)
-                batch.finite(outcome.loss)
+                _hold_finite(outcome, gradients, scale)
                 if buffers is not None:
                     buffers.commit()
         except BaseException:
@@ -251,6 +251,20 @@ def backward(
         known[micro_batch, method] = (weakref.ref(criterion), update.found)
     step = int(torch.randint(1 << 31, (), device="cpu"))
     return update.backward(inputs, targets, step=step).loss
+
+
+def _hold_finite(outcome: Outcome, gradients: Gradients, scale: float | Tensor) -> None:
+    """DivergedError for a loss that is no number, and takes the gradient along; 0/0 of no targets at all does not.
+
+    Where the loss lies on a device, nobody waits for it here; under a scaler, the scaler skips such a batch.
+    """
+    if outcome.loss.device.type != "cpu" or isinstance(scale, Tensor) or scale != 1.0:
+        return
+    if not bool(torch.isfinite(outcome.loss)) and not gradients.finite():
+        raise DivergedError(
+            f"the loss of a batch of {outcome.samples} samples is {float(outcome.loss)}, and no gradient was added. "
+            "Look at its samples, or try a smaller learning rate."
+        )
 
 
 def _check(micro_batch: Any, method: Any, stat_group: Any, dropout: Any) -> None:

@@ -105,7 +105,8 @@ def test_functions_fit_a_screen() -> None:
 def test_public_names() -> None:
     assert set(gradstep.__all__) == {
         "__version__", "fit", "steps", "evaluate", "predict", "Run", "Update", "backward", "Outcome", "Ratio", "Terms",
-        "criterion_gradient", "check_backward", "Request", "TensorBoard", "TrainState", "Recipe", "build", "load", "GradstepError",
+        "criterion_gradient", "check_backward", "Request", "TensorBoard", "TrainState", "Recipe", "build", "load",
+        "GradstepError",
         "data", "errors", "hooks", "keys", "metrics", "models", "schedules",
     }  # fmt: skip
     for name in gradstep.__all__:

@@ -129,9 +129,7 @@ def test_lbfgs_is_the_textbook_closure_bit_for_bit() -> None:
             return loss
 
         optimizer.step(closure)
-    gradstep.fit(
-        by_fit, criterion, samples(), optimizer=make, epochs=1, batch_size=BATCH, dropout="stream", quiet=True
-    )
+    gradstep.fit(by_fit, criterion, samples(), optimizer=make, epochs=1, batch_size=BATCH, dropout="stream", quiet=True)
     assert all(torch.equal(a, b) for a, b in zip(by_fit.parameters(), by_hand.parameters(), strict=True))
 
 

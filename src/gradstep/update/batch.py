@@ -16,7 +16,7 @@ from gradstep.update.keyed import KeyedDropout
 from gradstep.update.norm import NormGroups
 from gradstep.update.pieces import cut
 from gradstep.update.replay import Streams
-from gradstep.update.traits import Traits
+from gradstep.update.traits import Traits, unwarned
 
 Leaves = list[Any]  # the flattened outputs of one micro-batch
 
@@ -55,7 +55,9 @@ class Batch:
         inputs = cut(self.inputs, self.samples, first, number)
         if self.traits.edits_inputs:
             inputs = tree.map_tensors(Tensor.clone, inputs)
-        leaves = self.traits.layout.flatten(self.run(inputs))
+        with unwarned():
+            outputs = self.run(inputs)
+        leaves = self.traits.layout.flatten(outputs)
         self.traits.layout.check(leaves, number)
         if self.buffers is not None:
             self.buffers.after()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -107,6 +109,17 @@ def _sizes(samples: int, unit: int) -> tuple[int, int]:
     return (min(2, samples), min(3, samples)) if samples != 2 else (1, 2)
 
 
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Activation checkpointing warns of a forward without gradients, which is meant here."""
+    if torch.is_grad_enabled():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+        yield
+
+
 class _Look:
     """One forward of the first samples."""
 
@@ -126,7 +139,7 @@ class _Look:
             keyed.piece(0, number)
             keyed.shapes = {}
         try:
-            with streams.kept(), seen:
+            with streams.kept(), unwarned(), seen:
                 self.outputs = tree.map_tensors(Tensor.detach, forward(piece))
         finally:
             self.shapes = dict(keyed.shapes or {}) if keyed is not None else {}

@@ -71,8 +71,6 @@ def _second_pass(batch: Batch, pieces: list[Leaves], live: list[Leaves], restore
         batch.norm.counting = False
     audit = Audit(batch)
     for place, (first, number) in enumerate(list(batch.spans())[:-1]):
-        if all(getattr(leaf, "grad", None) is None for leaf in live[place]):
-            continue  # nothing of it reached the loss
         restores[place]()
         leaves = batch.forward(first, number)
         audit.compare(place, leaves, pieces[place])

@@ -124,6 +124,7 @@ class Update:
         return self.found.traits.notes if self.found.traits is not None and apart else []
 
     def _run(self, inputs: Any) -> Any:
+        """The model's outputs."""
         return self.model(inputs) if self.forward is None else self.forward(self.model, inputs)
 
     def _decide(self, inputs: Any, targets: Any, samples: int) -> Way:
@@ -280,7 +281,7 @@ def _check(micro_batch: Any, method: Any, stat_group: Any, dropout: Any) -> None
     if dropout not in ("keyed", "stream"):
         raise RecipeError(f"dropout: there is no {dropout!r}. There are keyed and stream, torch's own.")
     if micro_batch is not None:
-        sizes(micro_batch, micro_batch, stat_group)
+        sizes(micro_batch + 1, micro_batch, stat_group)  # says what does not go together
 
 
 def pair(batch: Any) -> tuple[Any, Any]:

@@ -72,6 +72,10 @@ class Match:
     of: int
     view: View
 
+    def pieces(self) -> list[Tensor]:
+        """The gradients whose sum has arrived, if it is one."""
+        return list(self.view(self.record.gradient).split(self.rows)) if len(self.values) > self.rows else []
+
     @property
     def text(self) -> str:
         if len(self.values) > self.rows:
@@ -225,7 +229,8 @@ def readable(tensor: Tensor) -> bool:
 
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether it only stands for values: inside vmap, func.grad and the compiler's tracing."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    inside = torch._C._functorch
+    wrapped = inside.is_functorch_wrapped_tensor(tensor) or inside.is_legacy_batchedtensor(tensor)
     return bool(wrapped or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 

@@ -8,17 +8,19 @@ off from the graph (`outputs.detach().requires_grad_()`) with the values it had 
 at a forward's outputs. One that arrives is held against those seen before:
 
 - it is a multiple of consecutive rows of an earlier one, so it was computed from the values `V` that these rows had;
-- all is well if `V` are the outputs that it arrived at, and nothing is claimed if `V` came out of no forward;
+- all is well if `V` are the outputs that it arrived at, and nothing is claimed if `V` came out of no forward, or if it
+  was not given as a value, to a backward or as a factor: then a criterion has made it of the outputs there and then;
 - else it was computed from another forward's outputs, and MismatchError says whose.
 
-Both must fit, the gradient and the values it came from, so that a loop without such gradients is never accused. That
-leaves things that are not seen: gradients worked out by hand, of outputs changed on their way to the criterion
-(`outputs / 2`), weighted by row, rows in another order, or of too few numbers to be told apart (one output per
-micro-batch, say). It costs several times a step's time: it is for a few steps, while a loop is being written.
+All three must fit, so that a loop without such gradients is never accused. That leaves things that are not seen:
+gradients worked out by hand, of outputs changed on their way to the criterion (`outputs / 2`), weighted by row, of rows
+in another order, or of too few numbers to be told apart (one output per micro-batch, say). It costs several times a
+step's time: it is for a few steps, while a loop is being written.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -41,14 +43,18 @@ from gradstep.update.alike import (
     copy,
     digests,
     evidence,
+    exact,
+    found,
     holds,
     is_wrapped,
     looks_linear,
     matches,
     origin,
     readable,
+    rounding,
     same_inputs,
     tolerance_of,
+    views,
 )
 
 OTHER_GRAPH = "another forward's graph"
@@ -56,6 +62,7 @@ REPEATED_ON_OTHERS = "forward repeated on other inputs"
 STALE = "stale outputs"
 KEEP = 256  # forwards, and gradients, that are remembered
 _BYTES = 2**30  # and no more of each than fits in here
+_GIVEN = 2**14  # constants whose names are kept, no more
 _EVIDENCE = 24.0  # bits: less than this may fit by chance
 _BACKWARDS = (torch.autograd.backward, Tensor.backward)
 
@@ -84,11 +91,12 @@ def check_backward(models: nn.Module | Iterable[nn.Module], *, keep: int = KEEP)
     for each in watched:
         if not isinstance(each, nn.Module):
             raise ModelError(f"check_backward takes a module, or a list of modules: {type(each).__name__} is none.")
-    watch = _Watch(watched, keep)
+    watch = _Watch([_own(each) for each in watched], keep)
     # A hook on all modules and not on these: a model stays picklable, and a copy made of it is not watched.
     on_forward = register_module_forward_hook(watch.forward, with_kwargs=True)
     try:
-        with watch:
+        with watch, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*when there are global hooks on modules")  # of a compiled module
             yield
     finally:
         on_forward.remove()
@@ -104,6 +112,7 @@ class _Watch(TorchFunctionMode):
         self.forwards: dict[int, Forward] = {}
         self.records: dict[int, Record] = {}
         self.leaves: dict[int, tuple[TensorWeakRef, RemovableHandle | None]] = {}
+        self.given: dict[int, tuple[TensorWeakRef, int]] = {}
         self.handles: list[RemovableHandle] = []
         self.count = self.seen = 0
         self.task: int | None = None
@@ -112,7 +121,7 @@ class _Watch(TorchFunctionMode):
         """Removes all hooks and forgets everything."""
         for handle in [*self.handles, *(handle for _, handle in self.leaves.values() if handle is not None)]:
             handle.remove()
-        for kept in (self.forwards, self.records, self.leaves, self.handles):
+        for kept in (self.forwards, self.records, self.leaves, self.given, self.handles):
             kept.clear()
 
     # What is seen.
@@ -122,7 +131,10 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         """Looks at what goes by, and changes none of it."""
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
         self._look((args, kwargs))
+        self._note_given((args, kwargs), of_a_backward=func in _BACKWARDS or func is torch.autograd.grad)
         if func in _BACKWARDS:
             return self._backward(func, args, kwargs)
         self.task = None
@@ -143,12 +155,34 @@ class _Watch(TorchFunctionMode):
             if len(self.leaves) % 1024 == 0:
                 self.leaves = {key: pair for key, pair in self.leaves.items() if pair[0]() is not None}
 
+    def _note_given(self, values: Any, *, of_a_backward: bool) -> None:
+        """Notes the constants that meet a graph: a gradient that is sent on is one, alone or as a factor."""
+        tensors = list(_tensors(values))
+        if not of_a_backward and not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
+            return
+        for each in tensors:
+            if readable(each) and each.numel() > 1 and (of_a_backward or not each.requires_grad):
+                self.given[id(each)] = (TensorWeakRef(each), self.count)
+        if len(self.given) > _GIVEN:
+            alive = [(key, pair) for key, pair in self.given.items() if pair[0]() is not None]
+            self.given = dict(alive[-_GIVEN // 2 :])
+
+    def _was_given(self, gradient: Tensor, forward: Forward) -> bool:
+        """Whether it is rows of such a constant, noted since the forward. What a criterion makes itself is none."""
+        constants = [ref() for ref, since in self.given.values() if since >= forward.number]
+        for constant in (each for each in constants if each is not None):
+            for view in views(gradient.shape, constant.shape):
+                tolerance = rounding(gradient, constant)
+                if found(exact(view(gradient)), exact(view(constant)), tolerance, scaled=True):
+                    return True
+        return False
+
     def _known(self, leaf: Tensor) -> bool:
         return id(leaf) in self.leaves and self.leaves[id(leaf)][0]() is leaf
 
-    def _hook(self, function: Callable[..., None], *given: Any) -> Callable[[Tensor], None]:
-        def hook(gradient: Tensor) -> None:
-            if readable(gradient):
+    def _hook(self, function: Callable[..., None], *given: Any) -> Callable[[Tensor | None], None]:
+        def hook(gradient: Tensor | None) -> None:
+            if gradient is not None and readable(gradient):
                 with torch.no_grad(), torch._C.DisableTorchFunction():
                     self.task = torch._C._current_graph_task_id()
                     function(*given, gradient)
@@ -175,6 +209,9 @@ class _Watch(TorchFunctionMode):
 
     def forward(self, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
         """The hook on every module's forward: keeps those of the models."""
+        if torch.compiler.is_compiling():
+            return
+        module = _own(module)
         if not any(module is each for each in self.models):
             return
         given, returned = list(_tensors((args, kwargs))), list(_tensors(outputs))
@@ -188,7 +225,7 @@ class _Watch(TorchFunctionMode):
                 module,
                 [digests(each) for each in given],
                 [copy(each) for each in returned],
-                tuple((_version(each), each.detach().double().sum().item()) for each in module.parameters()),
+                tuple(_state(each) for each in module.parameters()),
                 module.training,
                 max((tolerance_of(each) for each in returned), default=0.0),
                 f"forward {self.count} ({self._name(module)}inputs {_shapes(given)}, outputs {_shapes(returned)})",
@@ -242,19 +279,22 @@ class _Watch(TorchFunctionMode):
                 if agrees(match, outputs, forward.tolerance):
                     return
                 wrong.append(match)
+        given = bool(wrong) and self._was_given(gradient, forward)
         for match in wrong:
-            self._claim(match, forward, gradient)
+            parts = match.pieces()
+            if given or (parts and all(self._was_given(each, forward) for each in parts)):
+                self._claim(match, forward, gradient)
 
     def _claim(self, match: Match, forward: Forward, gradient: Tensor) -> None:
         """Raises where the values that the gradient was computed from came, all of them, out of known forwards."""
         known = [each for each in self.forwards.values() if each.model is forward.model]
-        origins = [found for each in known if (found := origin(match, each)) is not None]
-        if len(set().union(*(found.rows for found in origins))) < len(match.values):
+        origins = [one for each in known if (one := origin(match, each)) is not None]
+        if len(set().union(*(one.rows for one in origins))) < len(match.values):
             return
-        origins = [found for found in origins if found.source is not forward]  # which has its part in a sum
-        same = [found.source for found in origins if same_inputs(found, forward)]
+        origins = [one for one in origins if one.source is not forward]  # which has its part in a sum
+        same = [one.source for one in origins if same_inputs(one, forward)]
         if not same:
-            sources = [found.source for found in origins]
+            sources = [one.source for one in origins]
             kind = REPEATED_ON_OTHERS if self._is_repeat(match, forward, sources[-1]) else OTHER_GRAPH
             raise MismatchError(_told(kind, match, forward, sources[-1]), kind)
         if not looks_linear(gradient):
@@ -303,6 +343,12 @@ def _changed(before: Forward, now: Forward) -> str:
     )
 
 
+def _own(module: nn.Module) -> nn.Module:
+    """The module itself, where `torch.compile` has wrapped it."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner if isinstance(inner, nn.Module) else module
+
+
 # Tensors.
 
 
@@ -321,8 +367,10 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(getattr(values, one.name, None))
 
 
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+def _state(parameter: Tensor) -> tuple[int, float]:
+    """Two numbers that change with a parameter: torch's count of its changes, and its sum for those made past it."""
+    version = -1 if parameter.is_inference() else parameter._version
+    return version, float(parameter.detach().double().sum()) if readable(parameter) else 0.0
 
 
 def _shapes(tensors: list[Tensor]) -> str:

@@ -189,8 +189,9 @@ def _mixed(rows: Tensor, there: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _spread(rows: Tensor) -> Tensor:
-    spread = rows.std()
-    return torch.where(torch.isfinite(spread) & (spread > 0), spread, torch.ones_like(spread))
+    """The outputs' size, and at least 1: margins and thresholds are of that order when outputs are still small."""
+    size = rows.square().mean().sqrt()
+    return torch.where(torch.isfinite(size), size, torch.ones_like(size)).clamp(min=1.0)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

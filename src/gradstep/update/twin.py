@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import types
 from typing import Any
 
@@ -25,6 +26,10 @@ def twin(value: Any) -> Any:
         return _function(value)
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, twin(value.__self__))
+    if isinstance(value, functools.partial):
+        return functools.partial(
+            twin(value.func), *map(twin, value.args), **{n: twin(v) for n, v in value.keywords.items()}
+        )
     made = copy.deepcopy(value)
     objects = made.double().modules() if isinstance(made, nn.Module) else [made]
     for each in objects:
@@ -64,6 +69,8 @@ def remembered(criterion: Any) -> Any:
         return [_value(cell.cell_contents) for cell in criterion.__closure__ or ()]
     if isinstance(criterion, types.MethodType):
         return remembered(criterion.__self__)
+    if isinstance(criterion, functools.partial):
+        return remembered(criterion.func)
     return _written(getattr(criterion, "__dict__", {}))
 
 

@@ -32,24 +32,22 @@ class _Part:
         value: Tensor = self.sum(outputs, targets)
         return value.sum() if value.dim() else value
 
-    def factor(self) -> Tensor | float:
-        """What a sum counts in the batch's loss; nothing where nothing was to count, as torch's gradient has it."""
-        if isinstance(self.divisor, Tensor):
-            return torch.where(self.divisor > 0, self.weight / self.divisor, 0.0)
-        return self.weight / self.divisor
+    def term(self, share: Tensor) -> Tensor:
+        """What a sum is in the batch's loss, in its own dtype; 0 where nothing was to count, as its gradient in torch."""
+        divisor = self.divisor
+        return self.weight * share / (torch.where(divisor > 0, divisor, 1) if isinstance(divisor, Tensor) else divisor)
 
 
 def by_table(batch: Batch) -> Outcome:
     """For torch's own criteria: each micro-batch's sum, divided by the whole batch's denominator."""
     parts = _parts(batch)
-    factors = [part.factor() for part in parts]
     sums: list[Tensor] = []
     pieces: list[Leaves] = []
     for first, number in batch.spans():
         leaves = batch.forward(first, number)
         targets = _rows(batch.targets, batch.samples, first, number)
         shares = [part.share(leaves[0], targets) for part in parts]
-        loss = functools.reduce(torch.add, map(torch.mul, shares, factors))
+        loss = functools.reduce(torch.add, [part.term(share) for part, share in zip(parts, shares, strict=True)])
         require_graph(loss, {})
         batch.backward([loss if _is_one(batch.scale) else loss * batch.scale], [None])
         own = [share.detach() for share in shares]

@@ -1,6 +1,6 @@
 """What torch's criteria divide by: how the losses of a batch's parts, or of several batches, make one mean.
 
-Each line of the table is verified against the loss of the whole batch in tests/test_denominators.py.
+Each line of the table is verified against the whole batch, in float64, by tests/invariance/test_exact.py.
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ class KeyedDropout:
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         self.seed = key(seed, "dropout")
-        self.modules = {name: module for name, module in model.named_modules() if _plain(module)}
+        # A compiled model is known by the names that it had before.
+        named = ((name.replace("_orig_mod.", ""), module) for name, module in model.named_modules())
+        self.modules = {name: module for name, module in named if type(module).forward in _KINDS}
         self.layouts: dict[Call, Follows] = {}
         self.shapes: dict[Call, tuple[int, ...]] | None = None  # of each call, while a model is looked at
         self.recomputing = False
@@ -234,10 +236,6 @@ class KeyedDropout:
         """From `[samples, rows of each, the other dimensions]` to the dimensions of the inputs."""
         dimension = self.layouts.get(call, (0, 0))[0]
         return mask.flatten(0, 1).movedim(0, dimension) if dimension else mask.flatten(0, 1)
-
-
-def _plain(module: nn.Module) -> bool:
-    return type(module).forward in _KINDS
 
 
 @functools.cache

@@ -292,6 +292,8 @@ class _Watch(TorchFunctionMode):
         if len(set().union(*(one.rows for one in origins))) < len(match.values):
             return
         origins = [one for one in origins if one.source is not forward]  # which has its part in a sum
+        if not origins:  # another output of the same forward
+            return
         same = [one.source for one in origins if same_inputs(one, forward)]
         if not same:
             sources = [one.source for one in origins]

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Found:
     """What was found out about model and criterion on the first batch of each size."""
 
     traits: Traits | None = None
+    streams: Streams | None = None  # that a forward may draw from
     dropout: dict[Call, Follows] = field(default_factory=dict)
     ways: dict[int, Way] = field(default_factory=dict)
 
@@ -129,7 +131,7 @@ class Update:
 
     def _decide(self, inputs: Any, targets: Any, samples: int) -> Way:
         cut = tuple(sizes(samples, self.micro_batch, self.stat_group))
-        streams = self._streams(inputs)
+        streams = self.found.streams = self._streams(inputs)
         buffers = Kept(places(self.model, self._norm.names if self._norm is not None else ()))
         if self._norm is not None:
             self._norm.counting = False
@@ -157,7 +159,7 @@ class Update:
             unit = self.stat_group or 1
             self.found.traits = traits(self._run, inputs, samples, self._keyed, streams, buffers, unit=unit)
             self.found.dropout.update(self.found.traits.dropout)
-        batch = self._batch(inputs, targets, samples, cut, streams)
+        batch = self._batch(inputs, targets, samples, cut)
         return choose(batch, self.method, self.dropout)
 
     def _learn_dropout(self, inputs: Any, samples: int, streams: Streams, buffers: Kept) -> None:
@@ -170,7 +172,7 @@ class Update:
     ) -> Outcome:
         assert self.found.traits is not None
         assert way.take is not None
-        batch = self._batch(inputs, targets, samples, way.sizes, self._streams(inputs))
+        batch = self._batch(inputs, targets, samples, way.sizes)
         batch.scale = scale
         changes = self.found.traits.changes
         buffers = batch.buffers = BatchBuffers(self.model, changes) if changes else None
@@ -190,8 +192,9 @@ class Update:
         outcome.step = step
         return outcome
 
-    def _batch(self, inputs: Any, targets: Any, samples: int, cut: tuple[int, ...], streams: Streams) -> Batch:
+    def _batch(self, inputs: Any, targets: Any, samples: int, cut: tuple[int, ...]) -> Batch:
         assert self.found.traits is not None
+        assert self.found.streams is not None
         return Batch(
             run=self._run,
             criterion=self.criterion,
@@ -200,7 +203,7 @@ class Update:
             samples=samples,
             sizes=cut,
             traits=self.found.traits,
-            streams=streams,
+            streams=self.found.streams,
             keyed=self._keyed,
             norm=self._norm,
         )

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check results bench clean
+.PHONY: demo test check results bench exactness clean
 
 demo: .venv/ready
 	$(BIN)/gradstep train digits
@@ -22,6 +22,7 @@ results: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.updates
 
 clean:
 	rm -rf .venv

@@ -17,6 +17,8 @@ from gradstep.errors import DataError, GradstepError, RecipeError, UserCodeError
 from gradstep.objects import call, find_object, optional
 from gradstep.recipe import Data, Recipe
 
+Names = tuple[str, Sequence[Any]]
+
 
 def read_splits(recipe: Recipe) -> Splits:
     """The parts that a recipe names, under its transforms, the training part under its augmentations."""
@@ -105,9 +107,6 @@ def _hold_classes(other: FileList | Source, classes: tuple[str, ...] | None, whe
         )
 
 
-Names = tuple[str, Sequence[Any]]
-
-
 def inputs_of(
     recipe: Recipe, words: Sequence[str], classes: tuple[str, ...] | None, skip_bad: bool = False
 ) -> tuple[Names, Source, tuple[str, ...]]:
@@ -180,16 +179,14 @@ def _from_the_root(given: Any) -> Any:
 
 
 def _options(spec: Data) -> Options:
-    where = "data.transform"
-    several = isinstance(spec.transform, Mapping)
+    where, given = "data.transform", spec.transform
+    each = {n: find_object(word, f"{where}.{n}") for n, word in given.items()} if isinstance(given, dict) else None
     return Options(
         columns=spec.columns.model_dump(exclude_none=True),
         images=reading_of(spec),
         targets=spec.targets,
         on_bad=spec.on_bad,
-        transform={name: find_object(each, f"{where}.{name}") for name, each in spec.transform.items()}  # type: ignore[union-attr]
-        if several
-        else optional(spec.transform, where),  # type: ignore[arg-type]  # a word, says the line above
+        transform=optional(given, where) if not isinstance(given, dict) else each,
         target_transform=optional(spec.target_transform, "data.target_transform"),
     )
 

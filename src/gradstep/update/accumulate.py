@@ -27,15 +27,16 @@ class _Part:
     sum: Any
     weight: float
     divisor: Tensor | int
+    safe: Tensor | int  # the same, and 1 where nothing is to count: the gradient is 0 then, as it is in torch
 
     def share(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        value: Tensor = self.sum(outputs, targets)
+        value: Tensor = self.sum(_wide(outputs), _wide(targets))
         return value.sum() if value.dim() else value
 
     def term(self, share: Tensor) -> Tensor:
-        """What a sum is in the batch's loss, in its own dtype; 0 where nothing was to count, as its gradient in torch."""
-        divisor = self.divisor
-        return self.weight * share / (torch.where(divisor > 0, divisor, 1) if isinstance(divisor, Tensor) else divisor)
+        """What a sum is in the batch's loss, in its own dtype."""
+        term = share / self.safe
+        return term if self.weight == 1.0 else self.weight * term
 
 
 def by_table(batch: Batch) -> Outcome:
@@ -64,9 +65,17 @@ def _parts(batch: Batch) -> list[_Part]:
     named = criterion.criteria if isinstance(criterion, Terms) else {"loss": criterion}
     weights = criterion.weights if isinstance(criterion, Terms) else {"loss": 1.0}
     rows = len(batch.targets)  # one for each sample, or several
-    return [
-        _Part(name, summed(each), weights[name], denominator(each, batch.targets, rows)) for name, each in named.items()
-    ]
+    return [_part(name, each, weights[name], denominator(each, batch.targets, rows)) for name, each in named.items()]
+
+
+def _part(name: str, criterion: Any, weight: float, divisor: Tensor | int) -> _Part:
+    safe = torch.where(divisor > 0, divisor, 1) if isinstance(divisor, Tensor) else divisor
+    return _Part(name, summed(criterion), weight, divisor, safe)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A sum over a batch may be more than float16 holds, where the mean is not."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _rows(targets: Tensor, samples: int, first: int, number: int) -> Tensor:

@@ -5,6 +5,7 @@ One pass is written out here; it is what `loss.backward()` does, and the measure
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -218,9 +219,8 @@ class Update:
         """Inside, dropout is by key and BatchNorm by groups, where that is asked for."""
         with ExitStack() as stack:
             if self._keyed is not None:
-                device = next(
-                    (t.device for t in (*self.model.parameters(), *tree.tensors(inputs))), torch.device("cpu")
-                )
+                one = next(chain(self.model.parameters(), tree.tensors(inputs)), None)
+                device = torch.device("cpu") if one is None else one.device
                 stack.enter_context(self._keyed.batch(self.batches, samples, device, self.found.dropout))
             if self._norm is not None:
                 stack.enter_context(self._norm.batch())
@@ -264,7 +264,7 @@ def _hold_finite(outcome: Outcome, gradients: Gradients, scale: float | Tensor) 
     """
     if outcome.loss.device.type != "cpu" or isinstance(scale, Tensor) or scale != 1.0:
         return
-    if not bool(torch.isfinite(outcome.loss)) and not gradients.finite():
+    if not math.isfinite(float(outcome.loss)) and not gradients.finite():
         raise DivergedError(
             f"the loss of a batch of {outcome.samples} samples is {float(outcome.loss)}, and no gradient was added. "
             "Look at its samples, or try a smaller learning rate."

@@ -103,6 +103,34 @@ class Normed(Net):
     def forward(self, x):
         return self.norm(self.layer(x))
 
+class Dropped(Net):
+    def forward(self, x):
+        return nn.functional.dropout(self.layer(x), 0.5, self.training)
+
+class Centred(Net):
+    def forward(self, x):
+        return self.layer(x) - self.layer(x).mean(0)
+
+class Scores(Net):
+    def forward(self, x):
+        return self.layer(x) @ self.layer(x).T
+
+class Moving(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(3))
+    def forward(self, x):
+        self.centre += 0.1 * self.layer(x).detach().mean(0)
+        return self.layer(x) - self.centre
+
+class Hooked(Net):
+    def __init__(self):
+        super().__init__()
+        self.layer.weight.register_post_accumulate_grad_hook(lambda p: None)
+
+def mean(outputs, targets):
+    return outputs.mean()
+
 class Wrong:
     def on_train_batch_ends(self, state, outcome):
         pass
@@ -177,7 +205,19 @@ CASES: dict[str, list[str]] = {
     "a duration of nothing": ["evaluate_every=0 epochs"],
     "a missing key": ["optimizer=null"],
     "a plan that is not there": ["plan=measured"],
-    "a key that is not there yet": ["micro_batch=2"],
+    "a key that is not there yet": ["ema=0.99"],
+    "a micro-batch of nothing": ["micro_batch=0"],
+    "a micro-batch that is not whole": ["micro_batch=1.5"],
+    "accumulation as another trainer counts it": ["accumulate_grad_batches=4"],
+    "a micro-batch that does not divide into groups": ["model.class=mine:Normed", "micro_batch=3", "stat_group=2"],
+    "BatchNorm in micro-batches without groups": ["model.class=mine:Normed", "micro_batch=2"],
+    "BatchNorm and a last group of one": ["model.class=mine:Normed", "batch_size=5", "micro_batch=2", "stat_group=2"],
+    "dropout from torch's stream in micro-batches": ["model.class=mine:Dropped", "micro_batch=2", "dropout=stream"],
+    "a dropout that does not exist": ["dropout=key"],
+    "a model that couples samples": ["model.class=mine:Centred", "micro_batch=2"],
+    "outputs of all samples with all": ["model.class=mine:Scores", "criterion=mine:mean", "micro_batch=2"],
+    "a buffer that takes in the samples": ["model.class=mine:Moving", "micro_batch=2"],
+    "an optimizer in the backward": ["model.class=mine:Hooked", "micro_batch=2"],
     "a setting beside terms": ["criterion={terms: {a: CrossEntropyLoss}, weihgts: {a: 2.0}}"],
     "a label per row": ["data.train=mine:rows"],
     "an interruption at the end": ["--interrupt-at", "1"],

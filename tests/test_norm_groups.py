@@ -88,6 +88,20 @@ def test_pooled_moments_are_those_of_all_values(sizes: list[int], offset: float)
     assert torch.allclose(deviations / (total - 1), every.var(0), rtol=1e-6)
 
 
+def test_a_ragged_group_of_several_is_no_trouble_beside_dropout() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    gradients = []
+    for micro_batch in (None, 4):
+        model.zero_grad()
+        update = Update(model, spread, micro_batch=micro_batch, stat_group=4)
+        update.backward(torch.randn(10, 6, generator=torch.Generator().manual_seed(2)), None)
+        gradients.append(model[0].weight.grad.clone())
+        with pytest.raises(ModelError, match="a group of one sample gives '2' one value per channel"):
+            Update(model, spread, micro_batch=micro_batch, stat_group=4).backward(torch.randn(9, 6), None)
+    assert torch.allclose(*gradients, rtol=1e-12)
+
+
 def test_a_group_of_the_whole_batch_is_torch_s_own_batch_norm() -> None:
     inputs = torch.randn(8, 6)
     own, grouped = net(), net()

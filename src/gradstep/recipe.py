@@ -28,8 +28,7 @@ SYNONYMS = {
     **dict.fromkeys(("learning_rate", "lr", "lr0"), "optimizer.lr"),
     **dict.fromkeys(("momentum", "weight_decay", "betas", "nesterov"), "optimizer.{}"),
     **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
-    **dict.fromkeys(("microbatch", "device_train_microbatch_size", "per_device_batch_size"), "micro_batch"),
-    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation"), "micro_batch"),
+    **dict.fromkeys(("microbatch", "device_train_microbatch_size", "iter_size"), "micro_batch"),
     **dict.fromkeys(("max_epochs", "num_epochs", "num_train_epochs", "n_epochs"), "epochs"),
     **dict.fromkeys(("max_steps", "iterations", "max_iters"), "steps"),
     **dict.fromkeys(("loss", "loss_fn", "objective"), "criterion"),
@@ -53,6 +52,15 @@ SYNONYMS = {
     **dict.fromkeys(("mixup", "cutmix"), "data.augment=[{}]"),
 }
 
+
+# What is said another way here.
+_ACCUMULATION = (
+    "batch_size counts all the samples of an optimizer step, and micro_batch how many of them are in memory at once: "
+    "for 4 times 16 samples, batch_size=64 micro_batch=16"
+)
+OTHERWISE = dict.fromkeys(
+    ("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps", "grad_accum"), _ACCUMULATION
+)
 
 # What the design has and this version does not: refused by name, with what there is instead.
 NOT_YET = {
@@ -369,6 +377,8 @@ def _unknown(key: str, prefix: str, known: list[str]) -> str:
     called = SYNONYMS.get(key.lower(), "").format(key)
     if not prefix and key in NOT_YET:
         return f"'{key}' is not in this version yet: {NOT_YET[key]}."
+    if not prefix and key in OTHERWISE:
+        return f"there is no key '{key}': {OTHERWISE[key]}."
     if not prefix and called:
         return f"there is no key '{key}'. It is called '{called}' here."
     where = f" in '{prefix}'" if prefix else ""

@@ -10,7 +10,7 @@ variance", equation 2.1), unbiased, as torch commits those of a whole batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,11 @@ class NormGroups:
     @property
     def names(self) -> set[str]:
         return {name for name, _ in self._modules}
+
+    def hold(self, samples: int, forward_of_one: Callable[[], Any]) -> None:
+        """ModelError, by trying, where the last group of a batch would be one sample and a norm can't take that."""
+        if self._modules and samples % self.group == 1 % self.group:
+            forward_of_one()
 
     @contextmanager
     def batch(self) -> Iterator[None]:

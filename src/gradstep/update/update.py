@@ -25,7 +25,7 @@ from gradstep.update.gradients import Gradients
 from gradstep.update.keyed import Call, KeyedDropout
 from gradstep.update.norm import NormGroups
 from gradstep.update.outcome import Outcome
-from gradstep.update.pieces import Follows, count, sizes
+from gradstep.update.pieces import Follows, count, cut, sizes
 from gradstep.update.replay import Streams, devices_of
 from gradstep.update.traits import Traits, dropout_layouts, traits
 from gradstep.update.ways import METHODS, Way, choose, refuse_coupled
@@ -130,19 +130,26 @@ class Update:
         """The model's outputs."""
         return self.model(inputs) if self.forward is None else self.forward(self.model, inputs)
 
+    def _run_one(self, inputs: Any, samples: int) -> Any:
+        if self._keyed is not None:
+            self._keyed.piece(0, 1)
+        return self._run(cut(inputs, samples, 0, 1))
+
     def _decide(self, inputs: Any, targets: Any, samples: int) -> Way:
-        cut = tuple(sizes(samples, self.micro_batch, self.stat_group))
+        parts = tuple(sizes(samples, self.micro_batch, self.stat_group))
         streams = self.found.streams = self._streams(inputs)
         buffers = Kept(places(self.model, self._norm.names if self._norm is not None else ()))
         if self._norm is not None:
             self._norm.counting = False
         try:
             with streams.kept(), torch.no_grad():
-                if len(cut) > 1:
-                    way = self._choose(inputs, targets, samples, cut, streams, buffers)
+                if self._norm is not None:
+                    self._norm.hold(samples, lambda: self._run_one(inputs, samples))
+                if len(parts) > 1:
+                    way = self._choose(inputs, targets, samples, parts, streams, buffers)
                 else:
                     self._learn_dropout(inputs, samples, streams, buffers)
-                    way = Way("one_pass", "the batch is taken whole", cut)
+                    way = Way("one_pass", "the batch is taken whole", parts)
         finally:
             buffers.put_back()
             if self._norm is not None:
@@ -153,14 +160,15 @@ class Update:
         return way
 
     def _choose(
-        self, inputs: Any, targets: Any, samples: int, cut: tuple[int, ...], streams: Streams, buffers: Kept
+        self, inputs: Any, targets: Any, samples: int, parts: tuple[int, ...], streams: Streams, buffers: Kept
     ) -> Way:
         refuse_coupled(self.model, self._norm)
+        Gradients(self.model, self.criterion)  # says which hooks don't go with micro-batches
         if self.found.traits is None:
             unit = self.stat_group or 1
             self.found.traits = traits(self._run, inputs, samples, self._keyed, streams, buffers, unit=unit)
             self.found.dropout.update(self.found.traits.dropout)
-        batch = self._batch(inputs, targets, samples, cut)
+        batch = self._batch(inputs, targets, samples, parts)
         return choose(batch, self.method, self.dropout)
 
     def _learn_dropout(self, inputs: Any, samples: int, streams: Streams, buffers: Kept) -> None:
@@ -193,7 +201,7 @@ class Update:
         outcome.step = step
         return outcome
 
-    def _batch(self, inputs: Any, targets: Any, samples: int, cut: tuple[int, ...]) -> Batch:
+    def _batch(self, inputs: Any, targets: Any, samples: int, parts: tuple[int, ...]) -> Batch:
         assert self.found.traits is not None
         assert self.found.streams is not None
         return Batch(
@@ -202,7 +210,7 @@ class Update:
             inputs=inputs,
             targets=targets,
             samples=samples,
-            sizes=cut,
+            sizes=parts,
             traits=self.found.traits,
             streams=self.found.streams,
             keyed=self._keyed,

@@ -213,6 +213,15 @@ def test_the_one_liner_is_the_whole_batch_s_gradient_and_remembers_what_it_found
     assert len(tried) == 1
     gradstep.backward(parts, lambda o, t: together(o, t), inputs, LABELS, micro_batch=3)
     assert len(tried) == 2
+
+    class Holds:
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return together(outputs, targets)
+
+    held = Holds()
+    for _ in range(2):  # a bound method is another object each time, and the same criterion
+        gradstep.backward(parts, held.loss, inputs, LABELS, micro_batch=3)
+    assert len(tried) == 3
     torch.manual_seed(5)
     assert not torch.equal(gradstep.backward(whole, together, inputs, LABELS), one)  # other masks
 

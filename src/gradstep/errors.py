@@ -5,6 +5,7 @@
     │   ├── RecipeError                    a recipe, a command line, a keyword
     │   ├── DataError                      samples, files, labels, shapes
     │   ├── ModelError                     model, criterion or optimizer do not fit together
+    │   │   └── MismatchError              a gradient went through a graph that it was not computed from
     │   ├── OutputError                    the place for the run can't be used
     │   └── UserCodeError                  the user's own code raised before training began
     ├── CheckpointError           exit 4   checkpoints exist, none is valid
@@ -42,6 +43,14 @@ class DataError(UsageError):
 
 class ModelError(UsageError):
     pass
+
+
+class MismatchError(ModelError):
+    """What `check_backward` raises. `kind` names which mistake it is."""
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class OutputError(UsageError):

@@ -34,7 +34,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
 from gradstep import tree
-from gradstep.errors import ModelError
+from gradstep.errors import MismatchError, ModelError
 from gradstep.update.alike import (
     Forward,
     Match,
@@ -65,14 +65,6 @@ _BYTES = 2**30  # and no more of each than fits in here
 _GIVEN = 2**14  # constants whose names are kept, no more
 _EVIDENCE = 24.0  # bits: less than this may fit by chance
 _BACKWARDS = (torch.autograd.backward, Tensor.backward)
-
-
-class MismatchError(ModelError):
-    """A gradient went through a graph that it was not computed from. `kind` is one of the three names above."""
-
-    def __init__(self, message: str, kind: str = "") -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 @contextmanager

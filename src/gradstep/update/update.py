@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from types import MethodType
 from typing import Any
 
 import torch
@@ -257,12 +258,20 @@ def backward(
     update = Update(model, criterion, micro_batch=micro_batch, method=method)
     known = _FOUND.setdefault(model, {})
     of, found = known.get((micro_batch, method), (lambda: None, update.found))
-    if of() is criterion:
+    if of() == criterion:
         update.found = found
     else:
-        known[micro_batch, method] = (weakref.ref(criterion), update.found)
+        known[micro_batch, method] = (_reference(criterion), update.found)
     step = int(torch.randint(1 << 31, (), device="cpu"))
     return update.backward(inputs, targets, step=step).loss
+
+
+def _reference(criterion: Criterion) -> Callable[[], Criterion | None]:
+    """Gives the criterion as long as somebody else has it; one that can't be referred to so is kept."""
+    try:
+        return weakref.WeakMethod(criterion) if isinstance(criterion, MethodType) else weakref.ref(criterion)
+    except TypeError:
+        return lambda: criterion
 
 
 def _hold_finite(outcome: Outcome, gradients: Gradients, scale: float | Tensor) -> None:

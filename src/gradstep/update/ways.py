@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ class Way:
     method: str
     proof: str
     sizes: tuple[int, ...]  # of the micro-batches
-    take: Callable[[Batch], Outcome] | None = None  # None: in one pass
+    take: Callable[[Batch], Outcome] | None = field(default=None, repr=False)  # None: in one pass
 
     def __str__(self) -> str:
         if len(self.sizes) == 1:

@@ -24,8 +24,17 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.updates
 
+# The same eight cases in other tools, from their released packages, in an environment of their own beside .venv.
+exactness: .venv-peers/ready
+	.venv-peers/bin/python -m benchmarks.exactness
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
+
+.venv-peers/ready: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -r benchmarks/peers.txt -e .
+	touch .venv-peers/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

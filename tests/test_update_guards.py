@@ -68,13 +68,10 @@ def test_gradients_of_16_bits_are_summed_in_32(criterion: Any) -> None:
     for row in range(10):  # each sample's own gradient, as bfloat16 gives it
         twin = copy.deepcopy(parts)
         update = Update(twin, nn.CrossEntropyLoss(reduction="sum"), micro_batch=1)
-        update.batches = 0
         for parameter in twin.parameters():
             parameter.grad = None
-        with update._own_layers(10, inputs):
-            pass
-        update.batches = 1
-        with update._own_layers(10, inputs):
+        update.decide(inputs, LABELS)
+        with update._own_layers(1, 10, inputs):
             update._keyed.piece(row, 1)
             (F.cross_entropy(twin(inputs[row : row + 1]), LABELS[row : row + 1], reduction="sum") * 0.1).backward()
         sums = [total + p.grad.float() for total, p in zip(sums, twin.parameters(), strict=True)]
@@ -282,7 +279,11 @@ def frozen() -> nn.Module:
 
 
 BAD: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
-    "a model that couples samples": (Coupled, nn.CrossEntropyLoss(), "couples samples: a sample's outputs changed by"),
+    "a model that couples samples": (
+        Coupled,
+        nn.CrossEntropyLoss(),
+        "couples samples: a sample's outputs changed when other",
+    ),
     "scores of all with all": (
         Scores,
         lambda o, t: o.sum(),

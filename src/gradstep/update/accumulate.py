@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradstep.update.batch import Batch, Leaves, detached, differentiable
+from gradstep.update.batch import Batch, Leaves, detached, differentiable, hold_shared, narrow
 from gradstep.update.criterion import Terms, read_loss, require_graph, units_of
 from gradstep.update.denominators import denominator, summed
 from gradstep.update.outcome import Outcome
@@ -27,7 +27,7 @@ class _Part:
     sum: Any
     weight: float
     divisor: Tensor | int
-    safe: Tensor | int  # the same, and 1 where nothing is to count: the gradient is 0 then, as it is in torch
+    safe: Tensor | int  # the same, and 1 where nothing is to count: no targets have no gradient, as in torch
 
     def share(self, outputs: Tensor, targets: Tensor) -> Tensor:
         value: Tensor = self.sum(_wide(outputs), _wide(targets))
@@ -51,10 +51,11 @@ def by_table(batch: Batch) -> Outcome:
         loss = functools.reduce(torch.add, [part.term(share) for part, share in zip(parts, shares, strict=True)])
         require_graph(loss, {})
         batch.backward([loss if _is_one(batch.scale) else loss * batch.scale], [None])
-        own = [share.detach() for share in shares]
+        own = [_sums(share.detach()) for share in shares]
         sums = [total + share for total, share in zip(sums, own, strict=True)] if sums else own
         pieces.append(detached(leaves))
     values = {part.name: part.weight * total / part.divisor for part, total in zip(parts, sums, strict=True)}
+    values = {name: value.to(pieces[0][0].dtype) for name, value in values.items()} if narrow(pieces[0][0]) else values
     whole = functools.reduce(torch.add, values.values())
     terms = values if isinstance(batch.criterion, Terms) else {}
     return Outcome(whole, terms, batch.traits.layout.join(pieces), batch.targets, batch.samples)
@@ -78,6 +79,11 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
+def _sums(tensor: Tensor) -> Tensor:
+    """Sums of sums are taken in float32: in bfloat16 they stand still at 256."""
+    return tensor.float() if narrow(tensor) else tensor
+
+
 def _rows(targets: Tensor, samples: int, first: int, number: int) -> Tensor:
     each = len(targets) // samples
     return targets[first * each : (first + number) * each]
@@ -99,18 +105,19 @@ def among_others(batch: Batch) -> Outcome:
         leaves = batch.forward(first, number)
         live = [leaf.detach().requires_grad_() if differentiable(leaf) else leaf for leaf in leaves]
         full = batch.traits.layout.join([*done, live, *_fillers(batch, (done or [detached(live)])[0], len(done) + 1)])
-        loss, terms = read_loss(batch.criterion(full, batch.targets), batch.samples)
+        loss, terms = read_loss(batch.judged(full), batch.samples)
         require_graph(loss, terms)
         wanted = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        found = torch.autograd.grad(loss, [live[place] for place in wanted], allow_unused=True)
+        found = torch.autograd.grad(loss * batch.scale, [live[p] for p in wanted], allow_unused=True) if wanted else ()
         sent = [
             (leaves[place], gradient) for place, gradient in zip(wanted, found, strict=True) if gradient is not None
         ]
         if sent:
-            batch.backward([leaf for leaf, _ in sent], [gradient * batch.scale for _, gradient in sent])
+            batch.backward([leaf for leaf, _ in sent], [gradient for _, gradient in sent])
         done.append(detached(leaves))
+    hold_shared(batch, done)
     outputs = batch.traits.layout.join(done)
-    value = batch.criterion(outputs, batch.targets)
+    value = batch.judged(outputs)
     loss, terms = read_loss(value, batch.samples)
     if loss.requires_grad:
         torch.autograd.backward(loss * batch.scale)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradstep.errors import ModelError
 
@@ -25,7 +26,7 @@ def places(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Place]:
         for name, module in model.named_modules()
         if name not in left_out
         for buffer, value in module._buffers.items()
-        if value is not None
+        if value is not None and not is_lazy(value)
     }
 
 

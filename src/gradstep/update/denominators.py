@@ -55,11 +55,13 @@ _TABLE: dict[type, Denominator] = {
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
-def tabled(criterion: Criterion, shape: tuple[int, ...], targets: Any) -> bool:
+def tabled(criterion: Any, shape: tuple[int, ...], targets: Any, samples: int) -> bool:
     """Whether the table says how this criterion decomposes over the rows of outputs of `shape` and of its targets."""
     divides = _TABLE.get(type(criterion))
     if divides is None or not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) != shape[0]:
         return False
+    if criterion.reduction == "none" and (len(targets) != samples or targets.dim() > 1):
+        return False  # it is not one loss per sample
     if divides in (_elements, _batchmean):  # torch would broadcast one against the other, and over samples
         weights = (getattr(criterion, "weight", None), getattr(criterion, "pos_weight", None))
         by_rows = any(weight is not None and weight.dim() >= targets.dim() for weight in weights)

@@ -6,8 +6,8 @@ sum is taken in float32 and rounded once, as one pass rounds once: 256 + 1 is 25
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,10 @@ class Gradients:
     ModelError for hooks on parameters: they would fire for each micro-batch, on a part of the gradient.
     """
 
-    def __init__(self, *modules: Any) -> None:
-        roots = [module for module in modules if isinstance(module, nn.Module)]
-        self._own = [p for root in roots for p in root.parameters() if p.requires_grad]
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        roots = list(modules)
+        # Once each: a criterion may hold the model, or share a layer with it.
+        self._own = list(dict.fromkeys(p for root in roots for p in root.parameters() if p.requires_grad))
         for parameter in self._own:
             if parameter._post_accumulate_grad_hooks or parameter._backward_hooks:
                 _refuse(roots, parameter)

@@ -84,16 +84,16 @@ class KeyedDropout:
 
     Dropout modules are known by their names; functions of `torch.nn.functional` by the order of their calls.
     `layouts` says for each call which dimension follows the samples, and how many rows each sample has there, as two
-    forwards of different size have shown; a call not seen then must have its samples first.
+    forwards of different size have shown; None for a tensor that is no sample's, which has one mask for the batch.
     """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         self.seed = key(seed, "dropout")
         # A compiled model is known by the names that it had before.
         named = ((name.replace("_orig_mod.", ""), module) for name, module in model.named_modules())
-        self.modules = {name: module for name, module in named if type(module).forward in _KINDS}
-        self.layouts: dict[Call, Follows] = {}
-        self.shapes: dict[Call, tuple[int, ...]] | None = None  # of each call, while a model is looked at
+        self.modules = {name: module for name, module in named if getattr(type(module), "forward", None) in _KINDS}
+        self.layouts: dict[Call, Follows | None] = {}
+        self.seen: dict[Call, Tensor] | None = None  # what goes into each call, while a model is looked at
         self.recomputing = False
         self._forwards = {
             name: functools.partial(self._module_forward, name, module) for name, module in self.modules.items()
@@ -107,7 +107,9 @@ class KeyedDropout:
         self._samples, self._first, self._count = 0, 0, 0
 
     @contextmanager
-    def batch(self, step: int, samples: int, device: torch.device, layouts: dict[Call, Follows]) -> Iterator[None]:
+    def batch(
+        self, step: int, samples: int, device: torch.device, layouts: dict[Call, Follows | None]
+    ) -> Iterator[None]:
         """Inside, dropout is by key, for the batch of this step; `piece` says for which of its samples."""
         self.layouts = layouts
         if self._step is None or self._step.device != device:
@@ -134,8 +136,23 @@ class KeyedDropout:
 
     def piece(self, first: int, count: int) -> None:
         """The forward that comes is that of samples `first` to `first + count` of the batch."""
-        self._first, self._count, self.recomputing = first, count, False
+        self.at(first, count)
         self._calls.clear()
+
+    def at(self, first: int, count: int) -> None:
+        """What comes is of these samples, in the forward that has begun: a criterion of the whole batch, for
+        instance."""
+        self._first, self._count, self.recomputing = first, count, False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """`(first sample, number of samples)` that `piece` or `at` said."""
+        return self._first, self._count
+
+    @property
+    def calls(self) -> int:
+        """How many masks have been asked for in this forward."""
+        return sum(self._calls.values())
 
     def _module_forward(self, name: str, module: Any, inputs: Tensor) -> Tensor:
         if not module.training or module.p == 0:
@@ -178,18 +195,17 @@ class KeyedDropout:
         if attn_mask is not None:
             boolean = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, -math.inf) if boolean else scores + attn_mask
-        weights = self._dropped("scaled_dot_product_attention", scores.softmax(-1), dropout_p, False, False, False)
+        weights = self._dropped(
+            "scaled_dot_product_attention", torch._safe_softmax(scores, -1), dropout_p, False, False, False
+        )
         return weights @ value
 
     def _dropped(self, name: str, inputs: Tensor, p: float, inplace: bool, features: bool, alpha: bool) -> Tensor:
         call = self._number(name)
-        if self.shapes is not None:  # a model is looked at: how its inputs lie is all that is asked here
-            self.shapes[call] = tuple(inputs.shape)
+        if self.seen is not None:  # a model is looked at: how its inputs lie is all that is asked here
+            self.seen[call] = inputs.detach().clone()
             return inputs
-        shape, words = self._keyed_shape(call, inputs, features)
-        place = _place_of(call)
-        mask = kept(words, place, math.prod(shape[1:]), p, inputs.dtype).view(shape)
-        mask = self._as_inputs(call, mask)
+        mask = self._mask(call, inputs, p, features)
         if not alpha:
             mask.mul_(1 / (1 - p) if p < 1 else 0.0)
             return inputs.mul_(mask) if inplace else inputs * mask
@@ -201,41 +217,56 @@ class KeyedDropout:
         """Which call this is. Activation checkpointing forwards again, within the backward: a layer is known then."""
         if not self.recomputing:
             self._calls[name] = self._calls.get(name, 0) + 1
-        elif self._calls.get(name) != 1 or name not in self.modules:
+        elif self._calls.get(name) != 1:
             raise ModelError(
                 f"dropout: '{name}' is called {self._calls.get(name, 0)} times in a forward and again by activation "
-                "checkpointing, which can't tell the calls apart. Give each place an nn.Dropout of its own."
+                "checkpointing, which can't tell the calls apart. Give each place an nn.Dropout of its own; or take "
+                "dropout='stream', without micro-batches."
             )
         return name, self._calls[name]
 
-    def _keyed_shape(self, call: Call, inputs: Tensor, features: bool) -> tuple[tuple[int, ...], tuple[Tensor, Tensor]]:
-        """The mask's shape with samples first, and the words of the samples that it is for."""
-        dimension, rows = self.layouts.get(call, (0, 0))
-        there = inputs.shape[dimension] if inputs.dim() else 0
-        rows = rows or there // self._count
-        if rows == 0 or there != rows * self._count:
+    def _mask(self, call: Call, inputs: Tensor, p: float, features: bool) -> Tensor:
+        """1 where an element is kept, else 0, in a shape that broadcasts to the inputs'."""
+        layout = self.layouts.get(call)
+        if layout is None:
+            return self._shared_mask(call, inputs, p, features)
+        dimension, rows = layout
+        if inputs.shape[dimension] != rows * self._count:
             raise ModelError(
-                f"dropout: '{call[0]}' got a tensor of shape {list(inputs.shape)} for {self._count} samples, and which "
-                "dimension is the samples' can't be told. Put the samples first, or take dropout='stream'."
+                f"dropout: '{call[0]}' got a tensor of shape {list(inputs.shape)} for {self._count} samples, where it "
+                "had "
+                f"{rows} rows for each in dimension {dimension} before."
             )
+        rest = [size for place, size in enumerate(inputs.shape) if place != dimension]
+        rest = rest[:1] + [1] * (len(rest) - 1) if features else rest
+        first, last = self._first, self._first + self._count
+        words = (
+            self._sample_words() if self._count == self._samples else tuple(w[first:last] for w in self._sample_words())
+        )
+        mask = kept(words, _place_of(call), rows * math.prod(rest), p, inputs.dtype)  # type: ignore[arg-type]
+        return mask.view(self._count * rows, *rest).movedim(0, dimension)
+
+    def _shared_mask(self, call: Call, inputs: Tensor, p: float, features: bool) -> Tensor:
+        """For a tensor that is no sample's, such as a weight or an embedding of places: one mask, the same in all
+        pieces.
+
+        Also for what was not seen when the model was looked at, as within a criterion: there the batch must be whole.
+        """
+        if call not in self.layouts and self._count != self._samples:
+            raise ModelError(
+                f"dropout: '{call[0]}' was not called (or not so often) when the model was looked at on a few "
+                "samples, so "
+                "which elements are a sample's is not known. Leave micro_batch out, or call it always."
+            )
+        shape = inputs.shape[:2] + (1,) * (inputs.dim() - 2) if features else inputs.shape
+        words = tuple(word[:1] for word in self._sample_words())
+        return kept(words, _place_of(call), math.prod(shape), p, inputs.dtype).view(shape)  # type: ignore[arg-type]
+
+    def _sample_words(self) -> tuple[Tensor, Tensor]:
         if self._words is None:
             assert self._step is not None
             self._words = sample_words(self.seed, self._step, self._samples)
-        words = self._words
-        if (self._first, self._count) != (0, self._samples):
-            words = (
-                words[0][self._first : self._first + self._count],
-                words[1][self._first : self._first + self._count],
-            )
-        rest = [size for place, size in enumerate(inputs.shape) if place != dimension]
-        if features:
-            rest = rest[:1] + [1] * (len(rest) - 1)
-        return (self._count, rows, *rest), words
-
-    def _as_inputs(self, call: Call, mask: Tensor) -> Tensor:
-        """From `[samples, rows of each, the other dimensions]` to the dimensions of the inputs."""
-        dimension = self.layouts.get(call, (0, 0))[0]
-        return mask.flatten(0, 1).movedim(0, dimension) if dimension else mask.flatten(0, 1)
+        return self._words
 
 
 @functools.cache

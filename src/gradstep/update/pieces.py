@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections import UserDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,7 @@ def sizes(samples: int, micro_batch: int | None, group: int | None = None) -> li
 def count(inputs: Any, targets: Any) -> int:
     """The samples of a batch: the first dimension of its first tensor, or the length of its first list of other
     things."""
+    inputs, targets = (each.data if isinstance(each, UserDict) else each for each in (inputs, targets))
     return tree.samples(inputs) or _length(inputs) or tree.samples(targets) or _length(targets) or 1
 
 
@@ -55,14 +58,48 @@ def cut(node: Any, samples: int, first: int, number: int) -> Any:
     What is cut are tensors whose first dimension is the number of samples, and lists of so many things that are no
     tensors; anything else belongs to the batch as a whole and stays.
     """
+    return _taken(node, samples, lambda each: each[first : first + number])
+
+
+def pick(node: Any, samples: int, numbers: Sequence[int]) -> Any:
+    """A copy of the samples with these numbers, in this order; what belongs to the whole batch is copied too."""
+    part = _taken(
+        node,
+        samples,
+        lambda each: (
+            torch.stack([each[number] for number in numbers])
+            if isinstance(each, Tensor)
+            else [each[number] for number in numbers]
+        ),
+    )
+    return tree.map_tensors(Tensor.clone, part)
+
+
+def _taken(node: Any, samples: int, take: Callable[[Any], Any]) -> Any:
     if isinstance(node, Tensor):
-        return node[first : first + number] if node.dim() and len(node) == samples else node
+        return take(node) if node.dim() and len(node) == samples else node
     if isinstance(node, list) and len(node) == samples and not tree.tensors(node):
-        return node[first : first + number]
+        return take(node)
+    if isinstance(node, UserDict):  # as tokenizers give it
+        part = copy.copy(node)
+        part.data = _taken(node.data, samples, take)
+        return part
     children, spec = pytree.tree_flatten(node, is_leaf=lambda each: each is not node)
     if spec.is_leaf():
         return node
-    return pytree.tree_unflatten([cut(child, samples, first, number) for child in children], spec)
+    return pytree.tree_unflatten([_taken(child, samples, take) for child in children], spec)
+
+
+def pattern(node: Any, samples: int) -> tuple[bool, ...]:
+    """Which leaves of a nested batch are cut, in their order."""
+    if isinstance(node, UserDict):
+        return pattern(node.data, samples)
+    if isinstance(node, list) and not tree.tensors(node):
+        return (len(node) == samples,)
+    children, spec = pytree.tree_flatten(node, is_leaf=lambda each: each is not node)
+    if spec.is_leaf():
+        return (isinstance(node, Tensor) and node.dim() > 0 and len(node) == samples,)
+    return tuple(each for child in children for each in pattern(child, samples))
 
 
 def follows(one: Sequence[int], samples: int, other: Sequence[int], others: int) -> Follows | None:
@@ -105,6 +142,13 @@ class Layout:
                 f"the model's outputs are nested otherwise for {samples} samples than for {others}: "
                 f"{tree.describe(one)} and {tree.describe(other)}."
             )
+        for leaf in mine:
+            if not isinstance(leaf, (Tensor, str, bytes, int, float, complex, type(None))):
+                raise ModelError(
+                    f"the model's outputs hold a {type(leaf).__name__}, which can't be put together from "
+                    "micro-batches. "
+                    "Give tensors in dicts, lists or tuples: by forward=lambda model, inputs: ..."
+                )
         found: list[Follows | None] = []
         for a, b in zip(mine, yours, strict=True):
             try:
@@ -128,17 +172,28 @@ class Layout:
         """The outputs of the batch from the leaves of its pieces. A leaf without samples must be the same in all."""
         joined = []
         for place, column in zip(self.leaves, zip(*pieces, strict=True), strict=True):
-            joined.append(column[-1] if place is None else torch.cat(column, place[0]))
+            if place is None:
+                joined.append(column[-1])
+                continue
+            try:
+                joined.append(torch.cat(column, place[0]))
+            except RuntimeError:
+                raise ModelError(
+                    "the model's outputs have other shapes in each micro-batch, such as "
+                    f"{', '.join(dict.fromkeys(tree.describe(each) for each in column))}: inputs that are padded to "
+                    "the "
+                    "longest of a micro-batch, perhaps. Pad the whole batch before."
+                ) from None
         return pytree.tree_unflatten(joined, self.spec)
 
     def check(self, leaves: Sequence[Any], samples: int) -> None:
         """ModelError where a piece's outputs have not the rows that its samples ask for."""
         for place, leaf in zip(self.leaves, leaves, strict=True):
-            if place is not None and leaf.shape[place[0]] != place[1] * samples:
+            if place is not None and (leaf.dim() <= place[0] or leaf.shape[place[0]] != place[1] * samples):
                 raise ModelError(
-                    f"the model's outputs have {leaf.shape[place[0]]} rows in dimension {place[0]} for {samples} "
-                    "samples, "
-                    f"where they had {place[1]} for each: their shape is {list(leaf.shape)}."
+                    f"the model's outputs do not have their rows in dimension {place[0]} for {samples} samples, where "
+                    "they "
+                    f"had {place[1]} for each: their shape is {list(leaf.shape)}."
                 )
 
     def rows(self, leaf: Tensor, place: Follows, first: int, number: int) -> Tensor:

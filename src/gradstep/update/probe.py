@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gradstep import tree
 from gradstep.update.criterion import Criterion, read_loss
 from gradstep.update.pieces import Layout
 from gradstep.update.replay import Streams
-from gradstep.update.twin import doubled, remembered, twin
+from gradstep.update.twin import UnseenError, doubled, modules_of, remembered, twin
 
 _MOVES = 1e-10  # relative; float64 leaves 1e-15, and a coupling of 1e-9 moves it by 1e-8
 _MOST = 0.5  # of the samples must have a gradient at all, or the trial says nothing about them
@@ -39,12 +39,12 @@ class _UndecidedError(Exception):
 def decomposes(criterion: Criterion, outputs: Any, targets: Any, layout: Layout, samples: int) -> Verdict:
     """`outputs` are the model's for the whole batch, without a graph. Nothing of the criterion or the streams
     changes."""
-    modules = [each for each in (criterion,) if isinstance(each, nn.Module)]
+    modules = modules_of(criterion)
     streams = Streams((m for root in modules for m in root.modules()), {t.device for t in tree.tensors(outputs)})
     with streams.kept(), torch.enable_grad():
         try:
             return _Trial(criterion, outputs, targets, layout, samples, streams).verdict()
-        except _UndecidedError as reason:
+        except (_UndecidedError, UnseenError) as reason:
             return Verdict(False, f"undecided: {reason}")
         except Exception as error:
             line = next(iter(str(error).splitlines()), "")
@@ -63,12 +63,15 @@ class _Trial:
         self._streams = streams
 
     def verdict(self) -> Verdict:
-        state, drawn = remembered(self.criterion), _torch_stream()
+        state, drawn = remembered(self.criterion), self._streams.positions()
+        versions = [tensor._version for tensor in tree.tensors(self.targets)]
         own = self.gradient(self.leaves)
-        if _torch_stream() != drawn:
+        if self._streams.positions() != drawn:
             return Verdict(False, "the criterion draws random numbers")
         if remembered(self.criterion) != state:
             return Verdict(False, "the criterion changes its own state, which must happen once for a batch")
+        if [tensor._version for tensor in tree.tensors(self.targets)] != versions:
+            return Verdict(False, "the criterion edits its targets, which must happen once for a batch")
         if any(place is None and gradient is not None for place, gradient in zip(self.layout.leaves, own, strict=True)):
             return Verdict(False, "the loss depends on an output that all samples share")
         alive = self._alive(own)
@@ -209,8 +212,4 @@ def _from_samples(rows: Tensor, leaf: Tensor, place: tuple[int, int]) -> Tensor:
 
 
 def _differentiable(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def _torch_stream() -> bytes:
-    return bytes(torch.default_generator.get_state().numpy())
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())

@@ -41,6 +41,20 @@ class Streams:
 
         return restore
 
+    def positions(self) -> dict[str, Any]:
+        """Where each stream is, by name: what two of these differ in was drawn from in between."""
+        found: dict[str, Any] = {
+            "Python's random": random.getstate(),
+            "NumPy's random": repr(np.random.get_state(legacy=False)),
+            "torch": bytes(torch.default_generator.get_state().numpy()),
+        }
+        for device in self._devices:
+            if device.type == "cuda":
+                found[str(device)] = bytes(torch.cuda.default_generators[device.index or 0].get_state().numpy())
+        for number, generator in enumerate(self._own):
+            found[f"generator {number} on a module"] = _position(generator)
+        return found
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Whatever is drawn inside, the streams are afterwards where they were."""
@@ -49,6 +63,14 @@ class Streams:
             yield
         finally:
             restore()
+
+
+def _position(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return bytes(generator.get_state().numpy())
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return repr(generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state())
 
 
 def devices_of(*trees: Iterable[Tensor]) -> set[torch.device]:

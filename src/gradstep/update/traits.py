@@ -1,30 +1,26 @@
-"""What a model does, seen from two small forwards of different size: enough to cut its batches, or to say why not."""
+"""What a model does with its samples, seen from a few small forwards: enough to cut its batches, or to say why not."""
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradstep import tree
 from gradstep.errors import ModelError
 from gradstep.update.buffers import Kept
 from gradstep.update.keyed import Call, KeyedDropout
-from gradstep.update.pieces import Follows, Layout, cut, follows
+from gradstep.update.looks import Look
+from gradstep.update.norm import NormGroups
+from gradstep.update.pieces import Follows, Layout, follows, same_value
 from gradstep.update.replay import Streams
 
 # Relative to the largest output. A coupling such as BatchNorm's moves outputs by tenths; kernels for another number of
 # rows move float32 by 1e-6.
 _NEAR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+Layouts = dict[Call, Follows | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +29,10 @@ class Traits:
 
     layout: Layout
     row_shapes: tuple[tuple[int, ...], ...]  # of each leaf of the outputs: its shape but for the first dimension
-    dropout: dict[Call, Follows]  # how each call of keyed dropout lies
+    dropout: Layouts  # how each call of keyed dropout lies; None where it is no sample's
     changes: tuple[str, ...]  # buffers that a forward changes
     edits_inputs: bool
-    draws: tuple[str, ...]  # random operations besides keyed dropout, with the line of the user's code
+    draws: tuple[str, ...]  # what it draws from besides keyed dropout, with the line of the user's code
     dropouts: tuple[str, ...]  # those of them that are dropout
 
     @property
@@ -47,59 +43,101 @@ class Traits:
         return [f"the model draws random numbers ({'; '.join(self.draws)}): other micro-batches, other numbers."]
 
 
-def traits(
-    forward: Callable[[Any], Any],
-    inputs: Any,
-    samples: int,
-    keyed: KeyedDropout | None,
-    streams: Streams,
-    buffers: Kept,
-    *,
-    unit: int = 1,
-) -> Traits:
-    """Runs `forward` on a few of the samples, twice, with the streams and `buffers` as they are now; and puts them
-    back.
+class Looks:
+    """Three forwards of the first samples: of few, of more, and of as many of which the last is another.
 
-    `unit` is how many samples belong together, as in a group of BatchNorm. ModelError: the model couples samples, or
-    its outputs' samples can't be found.
+    The third tells whether a sample depends on its neighbours where the number of them changes nothing, and whether
+    rows lie sample after sample; it has the same random numbers as the second. `unit` is how many samples belong
+    together, as in a group of BatchNorm. Buffers and streams are afterwards as they were.
     """
-    few, more = _sizes(samples, unit)
-    try:
-        one = _Look(forward, inputs, samples, few, keyed, streams)
-        changes = buffers.changed()
-        buffers.put_back()
-        other = _Look(forward, inputs, samples, more, keyed, streams)
-    finally:
-        buffers.put_back()
-    layout = Layout.learn(one.outputs, few, other.outputs, more) if more > few else Layout.simple_for(one.outputs, few)
-    if more > few and not other.draws:  # where numbers are drawn, outputs differ by them
-        _hold_apart(layout, one.outputs, few, other.outputs)
-    return Traits(
-        layout=layout,
-        row_shapes=tuple(
-            tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else () for leaf in layout.flatten(one.outputs)
-        ),
-        dropout=_dropout_layouts(one, few, other, more),
-        changes=tuple(changes),
-        edits_inputs=one.edited,
-        draws=tuple(dict.fromkeys(other.draws)),
-        dropouts=tuple(dict.fromkeys(other.dropouts)),
-    )
 
+    def __init__(
+        self,
+        forward: Callable[[Any], Any],
+        inputs: Any,
+        samples: int,
+        keyed: KeyedDropout | None,
+        norm: NormGroups | None,
+        streams: Streams,
+        buffers: Kept,
+        unit: int = 1,
+    ) -> None:
+        few, more = _sizes(samples, unit)
+        self.alone = (more - 1) // unit * unit  # the samples that the last one must not touch
+        looks, changes = [], list[str]()
+        for numbers in (range(few), range(more), [*range(more - 1), 0]):
+            try:
+                looks.append(Look(forward, inputs, samples, numbers, keyed, norm, streams))
+                changes = changes or buffers.changed()
+            finally:
+                buffers.put_back()
+        self.few, self.more, self.other = looks
+        self.changes = tuple(changes)
+        self.telling = more > few  # a single sample tells nothing of others
 
-def dropout_layouts(
-    forward: Callable[[Any], Any], inputs: Any, samples: int, keyed: KeyedDropout, streams: Streams, buffers: Kept
-) -> dict[Call, Follows]:
-    """How each call of keyed dropout lies, for a batch that is taken whole. What can't be told is left out."""
-    few, more = _sizes(samples, 1)
-    try:
-        one = _Look(forward, inputs, samples, few, keyed, streams)
-        buffers.put_back()
-        return _dropout_layouts(one, few, _Look(forward, inputs, samples, more, keyed, streams), more)
-    except Exception:  # a model that takes no other number of samples is trained as it is
-        return {}
-    finally:
-        buffers.put_back()
+    def traits(self) -> Traits:
+        """ModelError: the model couples samples, or its outputs' samples, or a dropout's, can't be told."""
+        self.hold_norms()  # first: it says more than that samples are coupled
+        few, more = self.few, self.more
+        layout = Layout.simple_for(few.outputs, few.samples)
+        if self.telling:
+            layout = Layout.learn(few.outputs, few.samples, more.outputs, more.samples)
+        if self.telling and not more.draws:  # where numbers are drawn, outputs of another size differ by them
+            _hold_apart(layout, few.outputs, more.outputs, few.samples)
+        _hold_apart(layout, more.outputs, self.other.outputs, self.alone)
+        layouts = self.dropout()
+        for call, inputs in more.dropped.items():
+            if self.telling and layouts.get(call) is None and not same_value(inputs, self.other.dropped.get(call)):
+                raise ModelError(
+                    f"dropout: '{call[0]}' gets a tensor of shape {list(inputs.shape)} for {more.samples} samples, and "
+                    "which of its elements are a sample's can't be told, so micro-batches would have other masks. "
+                    "Give it "
+                    "a tensor with the rows of each sample together, samples first."
+                )
+        return Traits(
+            layout=layout,
+            row_shapes=tuple(
+                tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else () for leaf in layout.flatten(few.outputs)
+            ),
+            dropout=layouts,
+            changes=self.changes,
+            edits_inputs=few.edited,
+            draws=tuple(dict.fromkeys(more.draws)),
+            dropouts=tuple(dict.fromkeys(more.dropouts)),
+        )
+
+    def dropout(self) -> Layouts:
+        """How each call of keyed dropout lies; None where its elements are no sample's own."""
+        found: Layouts = {}
+        for call, inputs in self.few.dropped.items():
+            more, other = self.more.dropped.get(call), self.other.dropped.get(call)
+            if self.telling and more is not None and other is not None:
+                found[call] = self._lies(inputs, more, other)
+        return found
+
+    def _lies(self, few: Tensor, more: Tensor, other: Tensor) -> Follows | None:
+        try:
+            place = follows(few.shape, self.few.samples, more.shape, self.more.samples)
+        except ValueError:
+            return None
+        if place is None or more.shape != other.shape:
+            return None
+        first = (more.narrow(place[0], 0, self.alone * place[1]), other.narrow(place[0], 0, self.alone * place[1]))
+        return place if _away(*first) <= _near(more) else None  # else views after views, not sample after sample
+
+    def hold_norms(self) -> None:
+        """BatchNorm's groups are of consecutive samples, so its rows must lie sample after sample."""
+        for call, more in self.more.normed.items():
+            few, other = self.few.normed.get(call), self.other.normed.get(call)
+            if not self.telling or few is None or other is None:
+                continue
+            place = self._lies(few, more, other)
+            if place is None or place[0] != 0:
+                raise ModelError(
+                    f"stat_group: '{call[0]}' gets a tensor of shape {list(more.shape)} for {more.shape[0]} samples, "
+                    "whose "
+                    "rows do not lie sample after sample, so groups of consecutive samples can't be told in it."
+                )
 
 
 def _sizes(samples: int, unit: int) -> tuple[int, int]:
@@ -109,123 +147,40 @@ def _sizes(samples: int, unit: int) -> tuple[int, int]:
     return (min(2, samples), min(3, samples)) if samples != 2 else (1, 2)
 
 
-@contextmanager
-def unwarned() -> Iterator[None]:
-    """Activation checkpointing warns of a forward without gradients, which is meant here."""
-    if torch.is_grad_enabled():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
-        yield
-
-
-class _Look:
-    """One forward of the first samples."""
-
-    def __init__(
-        self,
-        forward: Callable[[Any], Any],
-        inputs: Any,
-        samples: int,
-        number: int,
-        keyed: KeyedDropout | None,
-        streams: Streams,
-    ) -> None:
-        piece = tree.map_tensors(Tensor.clone, cut(inputs, samples, 0, number))
-        versions = [tensor._version for tensor in tree.tensors(piece)]
-        seen = _Draws()
-        if keyed is not None:
-            keyed.piece(0, number)
-            keyed.shapes = {}
-        try:
-            with streams.kept(), unwarned(), seen:
-                self.outputs = tree.map_tensors(Tensor.detach, forward(piece))
-        finally:
-            self.shapes = dict(keyed.shapes or {}) if keyed is not None else {}
-            if keyed is not None:
-                keyed.shapes = None
-        self.edited = versions != [tensor._version for tensor in tree.tensors(piece)]
-        self.draws, self.dropouts = seen.others, seen.dropouts
-
-
-class _Draws(TorchDispatchMode):
-    """Sees which operations draw random numbers: torch tags them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.others: list[str] = []
-        self.dropouts: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs or {}):
-            dropout, line = _who(sys._getframe(1))
-            name = func.name().removeprefix("aten::").partition(".")[0]
-            self.others.append(f"{name}{line}")
-            if dropout or "dropout" in name or name.startswith("_scaled_dot_product"):
-                self.dropouts.append(f"{dropout or name}{line}")
-        return func(*args, **(kwargs or {}))
-
-
-def _draws(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operation that can draw does: attention has dropout in it that is mostly 0."""
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.name == "dropout_p":
-            value = kwargs.get("dropout_p", args[place] if place < len(args) else argument.default_value)
-            return bool(value)
-    return True
-
-
-def _who(frame: FrameType | None) -> tuple[str, str]:
-    """`(the dropout function of torch among the callers, or nothing; " at nets.py, line 12")`."""
-    dropout, own = "", Path(__file__).parent
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if "torch" in path.parts:
-            inside = frame.f_code.co_name
-            if path.name == "functional.py" and "dropout" in inside:
-                dropout = inside
-            elif path.name == "rnn.py" and inside == "forward":
-                dropout = f"the dropout inside {type(frame.f_locals['self']).__name__}"
-        elif path.parent != own:
-            return dropout, f" at {path.name}, line {frame.f_lineno}"
-        frame = frame.f_back
-    return dropout, ""
-
-
-def _dropout_layouts(one: _Look, few: int, other: _Look, more: int) -> dict[Call, Follows]:
-    found: dict[Call, Follows] = {}
-    for call, shape in one.shapes.items():
-        if call in other.shapes and more > few:
-            try:
-                place = follows(shape, few, other.shapes[call], more)
-            except ValueError:
-                place = None
-            if place is None:
-                raise ModelError(
-                    f"dropout: '{call[0]}' gets a tensor of shape {list(shape)} for {few} samples and of "
-                    f"{list(other.shapes[call])} for {more}: which of its elements are a sample's can't be told. Give "
-                    "it "
-                    "a tensor with rows for each sample, or take dropout='stream' without micro-batches."
-                )
-            found[call] = place
-    return found
-
-
-def _hold_apart(layout: Layout, one: Any, few: int, other: Any) -> None:
-    """ModelError where a sample's outputs depend on which other samples are in the batch."""
+def _hold_apart(layout: Layout, one: Any, other: Any, samples: int) -> None:
+    """ModelError where the first samples' outputs depend on which others are in the batch."""
     for place, mine, theirs in zip(layout.leaves, layout.flatten(one), layout.flatten(other), strict=True):
-        if not isinstance(mine, Tensor) or not mine.is_floating_point():
+        if place is None:
+            away, what = (0.0 if _same(mine, theirs) else 1.0), "an output without rows for the samples"
+        elif samples:
+            first = (layout.rows(mine, place, 0, samples), layout.rows(theirs, place, 0, samples))
+            away, what = _away(*first), "a sample's outputs"
+        else:
             continue
-        same = theirs if place is None else layout.rows(theirs, place, 0, few)
-        away = (mine.double() - same.double()).abs().nan_to_num(0.0).max() if mine.numel() else torch.zeros(())
-        size = float(mine.double().abs().nan_to_num(0.0).max()) if mine.numel() else 0.0
-        if float(away) > _NEAR.get(mine.dtype, 1e-4) * max(size, 1e-30):
-            what = "an output without rows for the samples" if place is None else "a sample's outputs"
+        if away > _near(mine):
             raise ModelError(
-                f"the model couples samples: {what} changed by {float(away):.1e} when one more sample was in the "
-                "batch, so "
-                "micro-batches would compute something else. Leave micro_batch out; or take a layer that looks at one "
-                "sample at a time, as GroupNorm or LayerNorm do; or move what looks at the whole batch into the "
+                f"the model couples samples: {what} changed when other samples were in the batch (by {away:.0e} of the "
+                "largest), so micro-batches would compute something else. Leave micro_batch out; or take a layer that "
+                "looks "
+                "at one sample at a time, as GroupNorm or LayerNorm do; or move what looks at the whole batch into the "
                 "criterion."
             )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
+        return _away(one, other) <= _near(one)
+    return same_value(one, other)
+
+
+def _near(leaf: Any) -> float:
+    return _NEAR.get(leaf.dtype, 1e-4) if isinstance(leaf, Tensor) else 0.0
+
+
+def _away(one: Tensor, other: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    if one.numel() == 0:
+        return 0.0
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    a, b = one.to(wide).nan_to_num(), other.to(wide).nan_to_num()
+    return float((a - b).abs().max()) / max(float(a.abs().max()), 1e-30)

@@ -14,22 +14,20 @@ import torch
 from torch import Tensor
 
 from gradstep import tree
-from gradstep.errors import ModelError
 from gradstep.update.audit import Audit
-from gradstep.update.batch import Batch, Leaves, detached, differentiable
+from gradstep.update.batch import Batch, Leaves, detached, differentiable, hold_shared
 from gradstep.update.criterion import read_loss, require_graph, units_of
 from gradstep.update.outcome import Outcome
-from gradstep.update.pieces import same_value
 from gradstep.update.replay import Restore
 
 
 def two_pass(batch: Batch) -> Outcome:
     """The exact gradient of any criterion of the outputs. Peak memory: one micro-batch's graph, and all outputs."""
     last, pieces, restores = _first_pass(batch)
-    _hold_shared(batch, pieces)
+    hold_shared(batch, pieces)
     live = [[leaf.detach().requires_grad_() if differentiable(leaf) else leaf for leaf in leaves] for leaves in pieces]
     full = batch.traits.layout.join(live)  # a criterion may edit this: it is no leaf
-    value = batch.criterion(full, batch.targets)
+    value = batch.judged(full)
     loss, terms = read_loss(value, batch.samples)
     require_graph(loss, terms)
     torch.autograd.backward(loss * batch.scale)  # into `live`, and once into parameters of the criterion's own
@@ -87,14 +85,3 @@ def _send(batch: Batch, leaves: Leaves, live: Leaves) -> None:
 
 def _wants(leaf: Any, live: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad and live.grad is not None
-
-
-def _hold_shared(batch: Batch, pieces: list[Leaves]) -> None:
-    """An output without samples, such as a learned temperature, must be the same in every micro-batch: waits for it."""
-    for place, at in enumerate(batch.traits.layout.leaves):
-        if at is None and any(not same_value(each[place], pieces[0][place]) for each in pieces[1:]):
-            raise ModelError(
-                "an output of the model has no rows for the samples, and another value in each micro-batch: a mean "
-                "over "
-                "its samples, perhaps. Give one value per sample, and take the mean in the criterion."
-            )

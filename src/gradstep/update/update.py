@@ -18,17 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from gradstep import tree
-from gradstep.errors import DataError, DivergedError, RecipeError, listed, nearest
+from gradstep.errors import DataError, DivergedError, ModelError, RecipeError, listed, nearest
 from gradstep.update.batch import Batch
 from gradstep.update.buffers import BatchBuffers, Kept, places
 from gradstep.update.criterion import Criterion, read_loss, require_graph, units_of
 from gradstep.update.gradients import Gradients
-from gradstep.update.keyed import Call, KeyedDropout
+from gradstep.update.keyed import KeyedDropout
+from gradstep.update.looks import Look
 from gradstep.update.norm import NormGroups
 from gradstep.update.outcome import Outcome
-from gradstep.update.pieces import Follows, count, cut, sizes
+from gradstep.update.pieces import count, pattern, sizes
 from gradstep.update.replay import Streams, devices_of
-from gradstep.update.traits import Traits, dropout_layouts, traits
+from gradstep.update.traits import Layouts, Looks, Traits
+from gradstep.update.twin import modules_of
 from gradstep.update.ways import METHODS, Way, choose, refuse_coupled
 
 
@@ -38,8 +40,10 @@ class Found:
 
     traits: Traits | None = None
     streams: Streams | None = None  # that a forward may draw from
-    dropout: dict[Call, Follows] = field(default_factory=dict)
+    dropout: Layouts = field(default_factory=dict)
     looked: bool = False  # whether `dropout` has been learned
+    pattern: tuple[bool, ...] | None = None  # which leaves of the inputs are cut
+    modes: tuple[bool, ...] | None = None  # which modules were training then
     ways: dict[int, Way] = field(default_factory=dict)
 
 
@@ -80,6 +84,7 @@ class Update:
         self.batches = 0  # how many were taken: the step of the next, where none is given
         self._keyed = KeyedDropout(model, seed) if dropout == "keyed" else None
         self._norm = NormGroups(model, stat_group) if stat_group else None
+        self._modules = list(model.modules())
         self.found = Found()
 
     def backward(self, inputs: Any, targets: Any, *, step: int | None = None, scale: float | Tensor = 1.0) -> Outcome:
@@ -92,11 +97,14 @@ class Update:
         is no number: in micro-batches, nothing has changed then.
         """
         samples = count(inputs, targets)
-        self.batches = self.batches + 1 if step is None else step
-        with self._own_layers(samples, inputs):
+        number = self.batches + 1 if step is None else step
+        self._same_modes()
+        with self._own_layers(number, samples, inputs):
             way = self.found.ways.get(samples) or self._decide(inputs, targets, samples)
             if way.take is not None:
-                return self._in_pieces(way, inputs, targets, samples, step, scale)
+                outcome = self._in_pieces(way, inputs, targets, samples, step, scale)
+                self.batches = number
+                return outcome
             outputs = self.model(inputs) if self.forward is None else self.forward(self.model, inputs)
             value = self.criterion(outputs, targets)
             loss, terms = read_loss(value, samples)
@@ -105,6 +113,7 @@ class Update:
                 self._keyed.recomputing = True  # activation checkpointing forwards again in the backward
             unscaled = not isinstance(scale, Tensor) and scale == 1.0
             torch.autograd.backward(loss if unscaled else loss * scale)
+        self.batches = number  # only now: what is tried again after an error has its masks again
         detached = {name: term.detach() for name, term in terms.items()}
         return Outcome(loss.detach(), detached, tree.detach(outputs), targets, samples, step, units_of(value))
 
@@ -114,7 +123,8 @@ class Update:
         Raises ModelError, RecipeError for what can't be taken in micro-batches.
         """
         samples = count(inputs, targets)
-        with self._own_layers(samples, inputs):
+        self._same_modes()
+        with self._own_layers(self.batches + 1, samples, inputs):
             return self.found.ways.get(samples) or self._decide(inputs, targets, samples)
 
     @property
@@ -128,14 +138,16 @@ class Update:
         apart = any(way.take is not None for way in self.found.ways.values())
         return self.found.traits.notes if self.found.traits is not None and apart else []
 
+    def _same_modes(self) -> None:
+        """What was found out in evaluation mode is not so in training mode."""
+        modes = tuple(module.training for module in self._modules)
+        if self.found.modes not in (None, modes):
+            self.found = Found()
+        self.found.modes = modes
+
     def _run(self, inputs: Any) -> Any:
         """The model's outputs."""
         return self.model(inputs) if self.forward is None else self.forward(self.model, inputs)
-
-    def _run_one(self, inputs: Any, samples: int) -> Any:
-        if self._keyed is not None:
-            self._keyed.piece(0, 1)
-        return self._run(cut(inputs, samples, 0, 1))
 
     def _decide(self, inputs: Any, targets: Any, samples: int) -> Way:
         parts = tuple(sizes(samples, self.micro_batch, self.stat_group))
@@ -146,16 +158,20 @@ class Update:
         try:
             with streams.kept(), torch.no_grad():
                 if self._norm is not None:
-                    self._norm.hold(samples, lambda: self._run_one(inputs, samples))
+                    self._norm.refuse()
+                    self._norm.hold(
+                        samples, lambda: Look(self._run, inputs, samples, [0], self._keyed, self._norm, streams)
+                    )
                 if len(parts) > 1:
                     way = self._choose(inputs, targets, samples, parts, streams, buffers)
                 else:
-                    self._learn_dropout(inputs, samples, streams, buffers)
+                    self._learn(inputs, samples, streams, buffers)
                     way = Way("one_pass", "the batch is taken whole", parts)
         finally:
             buffers.put_back()
             if self._norm is not None:
                 self._norm.counting = True
+                self._norm.piece(samples)
             if self._keyed is not None:
                 self._keyed.piece(0, samples)
         self.found.ways[samples] = way
@@ -165,20 +181,48 @@ class Update:
         self, inputs: Any, targets: Any, samples: int, parts: tuple[int, ...], streams: Streams, buffers: Kept
     ) -> Way:
         refuse_coupled(self.model, self._norm)
-        Gradients(self.model, self.criterion)  # says which hooks don't go with micro-batches
+        Gradients(self._roots())  # says which hooks don't go with micro-batches
+        self._hold_pattern(pattern(inputs, samples), samples)
         if self.found.traits is None:
-            unit = self.stat_group or 1
-            self.found.traits = traits(self._run, inputs, samples, self._keyed, streams, buffers, unit=unit)
+            looks = Looks(
+                self._run, inputs, samples, self._keyed, self._norm, streams, buffers, unit=self.stat_group or 1
+            )
+            self.found.traits = looks.traits()
             self.found.dropout.update(self.found.traits.dropout)
             self.found.looked = True
         batch = self._batch(inputs, targets, samples, parts)
         return choose(batch, self.method, self.dropout)
 
-    def _learn_dropout(self, inputs: Any, samples: int, streams: Streams, buffers: Kept) -> None:
-        """For masks that are the same when the batch is cut one day."""
-        if self._keyed is not None and not self.found.looked:
-            self.found.looked = True
-            self.found.dropout.update(dropout_layouts(self._run, inputs, samples, self._keyed, streams, buffers))
+    def _hold_pattern(self, cut: tuple[bool, ...], samples: int) -> None:
+        """The same things are cut in every batch: a tensor that all samples share may have as many rows by chance."""
+        if not any(cut):
+            raise ModelError(
+                f"nothing in the inputs can be cut: no tensor in them has {samples} rows, one for each sample, and no "
+                "list "
+                "so many entries. Give tensors, samples first, in dicts, lists or tuples; or leave micro_batch out."
+            )
+        if self.found.pattern not in (None, cut):
+            raise ModelError(
+                f"something in the inputs that all samples share has {samples} rows, as many as this batch has "
+                "samples, so "
+                "what is to be cut can't be told. Keep it out of the batch: in the model, or by forward=."
+            )
+        self.found.pattern = cut
+
+    def _learn(self, inputs: Any, samples: int, streams: Streams, buffers: Kept) -> None:
+        """How dropout lies, for masks that are the same when the batch is cut one day; and BatchNorm, for its
+        groups."""
+        if self.found.looked or samples == 1 or (self._keyed is None and self._norm is None):
+            return
+        self.found.looked = True
+        try:
+            looks = Looks(
+                self._run, inputs, samples, self._keyed, self._norm, streams, buffers, unit=self.stat_group or 1
+            )
+        except Exception:  # a model that takes no other number of samples is trained as it is
+            return
+        self.found.dropout.update(looks.dropout())
+        looks.hold_norms()
 
     def _in_pieces(
         self, way: Way, inputs: Any, targets: Any, samples: int, step: int | None, scale: float | Tensor
@@ -189,9 +233,12 @@ class Update:
         batch.scale = scale
         changes = self.found.traits.changes
         buffers = batch.buffers = BatchBuffers(self.model, changes) if changes else None
-        restore = batch.streams.keep()
+        restore, kept = (
+            batch.streams.keep(),
+            Kept({k: v for each in modules_of(self.criterion) for k, v in places(each).items()}),
+        )
         try:
-            with Gradients(self.model, self.criterion) as gradients:
+            with Gradients(self._roots()) as gradients:
                 batch.fold = gradients.fold
                 outcome = way.take(batch)
                 _hold_finite(outcome, gradients, scale)
@@ -199,6 +246,7 @@ class Update:
                     buffers.commit()
         except BaseException:
             restore()
+            kept.put_back()
             if buffers is not None:
                 buffers.roll_back()
             raise
@@ -221,21 +269,26 @@ class Update:
             norm=self._norm,
         )
 
+    def _roots(self) -> list[nn.Module]:
+        """The modules whose parameters may get a gradient."""
+        return [self.model, *modules_of(self.criterion)]
+
     def _streams(self, inputs: Any) -> Streams:
-        modules = [each for each in (self.model, self.criterion) if isinstance(each, nn.Module)]
-        own = (t for root in modules for t in (*root.parameters(), *root.buffers()))
-        return Streams((m for root in modules for m in root.modules()), devices_of(own, tree.tensors(inputs)))
+        roots = self._roots()
+        own = (t for root in roots for t in (*root.parameters(), *root.buffers()))
+        modules = dict.fromkeys(m for root in roots for m in root.modules())
+        return Streams(modules, devices_of(own, tree.tensors(inputs)))
 
     @contextmanager
-    def _own_layers(self, samples: int, inputs: Any) -> Iterator[None]:
+    def _own_layers(self, number: int, samples: int, inputs: Any) -> Iterator[None]:
         """Inside, dropout is by key and BatchNorm by groups, where that is asked for."""
         with ExitStack() as stack:
             if self._keyed is not None:
                 one = next(chain(self.model.parameters(), tree.tensors(inputs)), None)
                 device = torch.device("cpu") if one is None else one.device
-                stack.enter_context(self._keyed.batch(self.batches, samples, device, self.found.dropout))
+                stack.enter_context(self._keyed.batch(number, samples, device, self.found.dropout))
             if self._norm is not None:
-                stack.enter_context(self._norm.batch())
+                stack.enter_context(self._norm.batch(samples))
             yield
 
 
@@ -265,8 +318,13 @@ def backward(
         update.found = found
     else:
         known[micro_batch, method] = (_reference(criterion), update.found)
+    before = torch.default_generator.get_state()
     step = int(torch.randint(1 << 31, (), device="cpu"))
-    return update.backward(inputs, targets, step=step).loss
+    try:
+        return update.backward(inputs, targets, step=step).loss
+    except BaseException:
+        torch.default_generator.set_state(before)
+        raise
 
 
 def _reference(criterion: Criterion) -> Callable[[], Criterion | None]:

@@ -15,7 +15,7 @@ from gradstep.update.criterion import Terms, describe
 from gradstep.update.denominators import tabled
 from gradstep.update.norm import NormGroups, coupled
 from gradstep.update.outcome import Outcome
-from gradstep.update.probe import decomposes
+from gradstep.update.probe import Verdict, decomposes
 from gradstep.update.two_pass import two_pass
 
 METHODS = ("auto", "one_pass", "accumulate", "two_pass")
@@ -50,8 +50,12 @@ def choose(batch: Batch, method: str, dropout: str) -> Way:
         return Way("accumulate", f"{describe(batch.criterion)} is a sum over samples, by the table", sizes, by_table)
     with torch.no_grad():
         pieces = [detached(batch.forward(first, number)) for first, number in batch.spans()]
-    layout = batch.traits.layout
+    layout, keyed = batch.traits.layout, batch.keyed
+    if keyed is not None:
+        keyed.piece(0, batch.samples)
     verdict = decomposes(batch.criterion, layout.join(pieces), batch.targets, layout, batch.samples)
+    if keyed is not None and keyed.calls:
+        verdict = Verdict(False, "there is dropout in the criterion")
     if verdict.decomposes:
         return Way("accumulate", f"tried in float64: {verdict.why}", sizes, among_others)
     if method == "accumulate":
@@ -71,7 +75,7 @@ def _by_table(batch: Batch) -> bool:
         return False
     shape = (place[1] * batch.samples, *traits.row_shapes[0])
     parts = list(criterion.criteria.values()) if isinstance(criterion, Terms) else [criterion]
-    return all(tabled(each, shape, batch.targets) for each in parts)
+    return all(tabled(each, shape, batch.targets, batch.samples) for each in parts)
 
 
 def refuse_coupled(model: nn.Module, norm: NormGroups | None) -> None:

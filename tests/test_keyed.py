@@ -36,10 +36,13 @@ def splitmix(seed: int, counter: int) -> int:
     return z ^ (z >> 31)
 
 
-def pcg4d(v: list[int]) -> list[int]:
-    """Listing 4 of the paper, in Python's whole numbers."""
+def affine(word: int) -> int:
+    return (word * 1664525 + 1013904223) & 0xFFFFFFFF
+
+
+def pcg4d(x: int, y: int, z: int, w: int) -> list[int]:
+    """Listing 4 of the paper, in Python's whole numbers, after its first step (`affine` of each)."""
     mask = (1 << 32) - 1
-    x, y, z, w = ((each * 1664525 + 1013904223) & mask for each in v)
     for last in (False, True):
         x = (x + y * w) & mask
         y = (y + z * x) & mask
@@ -55,8 +58,8 @@ def test_the_words_of_a_sample_are_splitmix64(seed: int, step: int, samples: int
     first, second = sample_words(seed, torch.tensor(step), samples)
     for sample in range(samples):
         expected = splitmix(seed, (step << 32) + sample)
-        assert int(first[sample]) & 0xFFFFFFFF == expected & 0xFFFFFFFF
-        assert int(second[sample]) & 0xFFFFFFFF == expected >> 32
+        assert int(first[sample]) & 0xFFFFFFFF == affine(expected & 0xFFFFFFFF)
+        assert int(second[sample]) & 0xFFFFFFFF == affine(expected >> 32)
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 13), st.integers(0, 1000))
@@ -67,8 +70,8 @@ def test_the_bits_of_an_element_are_pcg4d(call: int, elements: int, step: int) -
     for sample in range(3):
         for element in range(elements):
             which, place = divmod(element, quads)
-            key = [place, int(both[0][sample]) & 0xFFFFFFFF, int(both[1][sample]) & 0xFFFFFFFF, call]
-            assert int(found[sample, element]) & 0xFFFFFFFF == pcg4d(key)[which]
+            key = [affine(place), *(int(word[sample]) & 0xFFFFFFFF for word in both), affine(call)]
+            assert int(found[sample, element]) & 0xFFFFFFFF == pcg4d(*key)[which]
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

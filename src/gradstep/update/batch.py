@@ -59,8 +59,11 @@ class Batch:
         inputs = cut(self.inputs, self.samples, first, number)
         if self.traits.edits_inputs:
             inputs = tree.map_tensors(Tensor.clone, inputs)
-        with unwarned():
+        if torch.is_grad_enabled():
             outputs = self.run(inputs)
+        else:
+            with unwarned():
+                outputs = self.run(inputs)
         leaves = self.traits.layout.flatten(outputs)
         self.traits.layout.check(leaves, number)
         if self.buffers is not None:

@@ -32,13 +32,16 @@ _ALPHA = 1.7580993408473766  # SELU's: Klambauer et al. 2017, section 3
 
 
 def sample_words(seed: int, step: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Two int32 words `[samples]` for each sample of the batch that `step`, a 0-dimensional int64 tensor, names."""
+    """Two int32 words `[samples, 1]` for each sample of the batch that `step`, a 0-dimensional int64 tensor, names.
+
+    They have had pcg4d's first step already, which would be the same for every layer call.
+    """
     numbers = torch.arange(samples, device=step.device)
     state = ((step << 32) + numbers) * _GAMMA + seed
     state = (state ^ _shifted(state, 30)) * _MIX[0]
     state = (state ^ _shifted(state, 27)) * _MIX[1]
-    words = (state ^ _shifted(state, 31)).view(torch.int32).view(samples, 2)
-    return words[:, :1].contiguous(), words[:, 1:].contiguous()
+    words = (state ^ _shifted(state, 31)).view(torch.int32).view(samples, 2) * 1664525 + 1013904223
+    return words[:, :1], words[:, 1:]
 
 
 def _shifted(value: Tensor, by: int) -> Tensor:
@@ -47,22 +50,27 @@ def _shifted(value: Tensor, by: int) -> Tensor:
 
 
 def bits(words: tuple[Tensor, Tensor], call: int, elements: int) -> Tensor:
-    """`[samples, elements]` int32, uniform over all of them: pcg4d of (place, both words, call)."""
-    quads = -(-elements // 4)
-    w = _affine(call)
-    x = torch.arange(quads, dtype=torch.int32, device=words[0].device).mul_(1664525).add_(1013904223)
-    y, z = (word * 1664525 + 1013904223 for word in words)
-    x = x + y * w  # from here on [samples, quads]; int32 wraps around, as it must
-    y = torch.addcmul(y, z, x)
-    z = torch.addcmul(z, x, y)
-    w_ = torch.addcmul(torch.full_like(z[:1, :1], w), y, z)
-    for each in (x, y, z, w_):
-        each ^= (each >> 16) & 0xFFFF
-    x.addcmul_(y, w_)
+    """`[samples, elements]` int32, uniform over all of them: pcg4d of (place, both words, call), four at a time."""
+    samples, quads, device = len(words[0]), -(-elements // 4), words[0].device
+    v = torch.empty((4, samples, quads), dtype=torch.int32, device=device)
+    x, y, z, w = v
+    (first, second), last = words, _affine(call)
+    torch.add(_places(quads, device), first * last, out=x)  # int32 wraps around, as it must
+    torch.addcmul(first, second, x, out=y)
+    torch.addcmul(second, x, y, out=z)
+    torch.mul(y, z, out=w).add_(last)
+    v ^= (v >> 16) & 0xFFFF  # a logical shift
+    x.addcmul_(y, w)
     y.addcmul_(z, x)
     z.addcmul_(x, y)
-    w_.addcmul_(y, z)
-    return torch.cat((x, y, z, w_), 1)[:, :elements]
+    w.addcmul_(y, z)
+    return v.transpose(0, 1).reshape(samples, 4 * quads)[:, :elements]
+
+
+@functools.lru_cache(maxsize=256)
+def _places(quads: int, device: torch.device) -> Tensor:
+    """pcg4d's first step on 0, 1, 2, ...: int32 `[quads]`."""
+    return torch.arange(quads, dtype=torch.int32, device=device).mul_(1664525).add_(1013904223)
 
 
 def _affine(number: int) -> int:

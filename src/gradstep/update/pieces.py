@@ -58,6 +58,8 @@ def cut(node: Any, samples: int, first: int, number: int) -> Any:
     What is cut are tensors whose first dimension is the number of samples, and lists of so many things that are no
     tensors; anything else belongs to the batch as a whole and stays.
     """
+    if isinstance(node, Tensor) and node.dim() and len(node) == samples:
+        return node[first : first + number]
     return _taken(node, samples, lambda each: each[first : first + number])
 
 
@@ -163,6 +165,9 @@ class Layout:
         return cls(tuple(found), spec)
 
     def flatten(self, outputs: Any) -> list[Any]:
+        """The leaves of outputs that are nested as they were. ModelError for others."""
+        if isinstance(outputs, Tensor) and self.spec.is_leaf():
+            return [outputs]
         leaves, spec = pytree.tree_flatten(outputs)
         if spec != self.spec:
             raise ModelError(f"the model's outputs are nested otherwise than at first: now {tree.describe(outputs)}.")

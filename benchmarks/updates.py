@@ -1,10 +1,11 @@
 """`python -m benchmarks.updates`: what exact updates cost, as ratios measured in one run. Record: records/updates.json.
 
-Four comparisons on MNIST, each between two ways of taking the same step (forward, criterion, backward, SGD):
+Comparisons on MNIST, each between two ways of taking the same step (forward, criterion, backward, SGD):
 
 - `accumulate` against an accumulation loop as anybody writes it, with the same micro-batches;
 - `two_pass` at batch 2,048 in pieces of 256 against one pass over the batch: conv 20, conv 50, linear 128, supervised
   contrastive loss, channels_last;
+- the same two passes written out in eight lines, against one pass: what this machine allows;
 - a step with keyed dropout against the same step with torch's, on the nets of the seeds with dropout added.
 
 The two take turns in blocks, A B B A; the ratio is the median of the pairs', with a bootstrap interval of 95 %. Before
@@ -143,7 +144,16 @@ def contrastive(batch: int, piece: int) -> Callable[[str], tuple[Step, nn.Module
         def one_pass() -> None:
             supervised_contrastive(model(inputs), targets).backward()
 
-        return stepper(model, one_pass if name == "one pass" else lambda: update.backward(inputs, targets)), model
+        def bare() -> None:
+            with torch.no_grad():
+                outputs = torch.cat([model(rows) for rows in inputs.split(piece)]).requires_grad_()
+            supervised_contrastive(outputs, targets).backward()
+            assert outputs.grad is not None
+            for rows, gradient in zip(inputs.split(piece), outputs.grad.split(piece), strict=True):
+                model(rows).backward(gradient)
+
+        ways: dict[str, Callable[[], object]] = {"one pass": one_pass, "bare two passes": bare}
+        return stepper(model, ways.get(name, lambda: update.backward(inputs, targets))), model
 
     return make
 
@@ -181,6 +191,12 @@ def main() -> None:
         "accumulate, document's net, 200 in pieces of 20": (accumulation(caffe_net, 200, 20, 28), ours, 40, 2),
         "accumulate, LeNet, 256 in pieces of 32": (accumulation(lambda: LeNet(1), 256, 32, 32), ours, 40, 3),
         "two_pass, 2048 in pieces of 256": (contrastive(2048, 256), ("gradstep", "one pass"), 20, 1),
+        "two passes written out bare, 2048 in pieces of 256": (
+            contrastive(2048, 256),
+            ("bare two passes", "one pass"),
+            20,
+            1,
+        ),
         "keyed dropout, document's net, batch 200": (dropped(caffe_dropout, 200, 28), hand, 40, 2),
         "keyed dropout, LeNet, batch 64": (dropped(lenet_dropout, 64, 32), hand, 40, 5),
     }

@@ -30,3 +30,11 @@ def test_the_table_of_other_tools_is_the_record() -> None:
         row = next(line for line in text.splitlines() if line.startswith(f"| {tool}"))
         shown = [cell.strip() for cell in row.strip("|").split("|")[1:]]
         assert shown == [short(cell["figure"]) for cell in cells.values()], tool
+
+
+def test_the_table_of_costs_is_the_record() -> None:
+    cells = json.loads((RECORDS / "updates.json").read_text())["ratios"]
+    text = (ROOT / "docs" / "EXACTNESS.md").read_text()
+    for name, cell in cells.items():
+        low, high = cell["interval"]
+        assert f"| {cell['ratio']:.2f} ({low:.2f} to {high:.2f}) |" in text, name

@@ -1,5 +1,6 @@
 """Every example runs, and states a result that it asserts itself."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
-def test_an_example_reaches_the_result_that_it_states(path: Path, tmp_path: Path) -> None:
+def test_an_example_reaches_the_result_that_it_states(path: Path, tmp_path: Path, mnist: Path) -> None:
     assert "Result:" in path.read_text()
     assert "\nassert " in path.read_text(), "an example checks its own result"
-    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True)
+    where = {**os.environ, "GRADSTEP_DATA": str(mnist.parent)}
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, env=where, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def seed_model(device: torch.device, value: int) -> None:
     """
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
-        torch.cuda.default_generators[_cuda_index(device)].manual_seed(value)
+        _cuda_generator(device).manual_seed(value)
     elif device.type == "mps":
         torch.mps.manual_seed(value)
 
@@ -43,36 +44,51 @@ def seed_sample(value: int) -> None:
     torch.default_generator.manual_seed(value)
 
 
+def keep_streams(devices: Iterable[torch.device] = ()) -> Callable[[], None]:
+    """Remembers where Python's, NumPy's and torch's global streams are, on the CPU and on `devices`.
+
+    Calling what it returns puts them back there, as often as one likes. Nothing waits: a CUDA generator's state lies on
+    the host.
+    """
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    generators = [torch.default_generator, *(_cuda_generator(device) for device in devices if device.type == "cuda")]
+    states = [generator.get_state() for generator in generators]
+    mps = torch.mps.get_rng_state() if any(device.type == "mps" for device in devices) else None
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+    return restore
+
+
+def stream_positions(devices: Iterable[torch.device] = ()) -> dict[str, Any]:
+    """Where each of these streams is, by name: what two of these differ in was drawn from in between."""
+    cuda = {str(device): _cuda_generator(device) for device in devices if device.type == "cuda"}
+    return {
+        "Python's random": random.getstate(),
+        "NumPy's random": repr(np.random.get_state(legacy=False)),
+        **{name: bytes(g.get_state().numpy()) for name, g in {"torch": torch.default_generator, **cuda}.items()},
+    }
+
+
 @contextmanager
 def kept_streams(device: torch.device | None = None) -> Iterator[None]:
     """Whatever is drawn or seeded inside, the global streams are afterwards where they were before."""
-    python, numpy = random.getstate(), np.random.get_state(legacy=False)
-    cpu = torch.default_generator.get_state()
-    on_device = _device_state(device)
+    restore = keep_streams([device] if device is not None else [])
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.default_generator.set_state(cpu)
-        if device is not None and on_device is not None:
-            _set_device_state(device, on_device)
+        restore()
 
 
-def _device_state(device: torch.device | None) -> torch.Tensor | None:
-    if device is None or device.type == "cpu":
-        return None
-    # Reading a device's generator waits for the device: once around an evaluation or a run, never in a step.
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.mps.get_rng_state() if device.type == "mps" else None
-
-
-def _set_device_state(device: torch.device, state: torch.Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.mps.set_rng_state(state)
+def _cuda_generator(device: torch.device) -> torch.Generator:
+    generator: torch.Generator = torch.cuda.default_generators[_cuda_index(device)]
+    return generator
 
 
 def _cuda_index(device: torch.device) -> int:

@@ -10,11 +10,9 @@ from torch import Tensor
 from gradstep import tree
 from gradstep.errors import ModelError
 from gradstep.update.batch import Batch, Leaves
+from gradstep.update.near import away, near
 
 _MOST = 4096  # values of a leaf that are compared: a stride over more
-# Relative to the largest value. The kernels are the same, so equal bits are expected on a CPU; a GPU may choose another
-# kernel with a graph than without, or add in another order.
-_NEAR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 class Audit:
@@ -44,8 +42,7 @@ class Audit:
         number = len(self._batch.sizes)
         raise ModelError(
             f"the second forward of micro-batch {place + 1} of {number} gave other outputs than its first, so its "
-            "gradient "
-            f"would be wrong. {_cause(self._batch, self._versions)}"
+            f"gradient would be wrong. {_cause(self._batch, self._versions)}"
         )
 
 
@@ -53,10 +50,7 @@ def _differs(second: Tensor, first: Tensor) -> Tensor:
     """Whether two leaves differ, 0-dimensional, on their device."""
     step = max(first.numel() // _MOST, 1)
     a, b = first.reshape(-1)[::step], second.detach().reshape(-1)[::step]
-    if not first.is_floating_point():
-        return (a != b).any()
-    a, b = a.nan_to_num(), b.nan_to_num()
-    return (a - b).abs().max() > _NEAR.get(first.dtype, 1e-4) * a.abs().max()
+    return away(a, b) > near(a)
 
 
 def _cause(batch: Batch, versions: list[int | None]) -> str:

@@ -107,6 +107,5 @@ def hold_shared(batch: Batch, pieces: list[Leaves]) -> None:
         if at is None and any(not same_value(each[place], pieces[0][place]) for each in pieces[1:]):
             raise ModelError(
                 "an output of the model has no rows for the samples, and another value in each micro-batch: a mean "
-                "over "
-                "its samples, perhaps. Give one value per sample, and take the mean in the criterion."
+                "over its samples, perhaps. Give one value per sample, and take the mean in the criterion."
             )

@@ -77,6 +77,5 @@ def _refuse(roots: list[nn.Module], parameter: nn.Parameter) -> None:
     )
     raise ModelError(
         f"the parameter '{name}' has a hook on its gradient ({what}, perhaps), which would fire for each micro-batch "
-        "on a "
-        "part of the gradient. Remove it and work on .grad after the whole batch; or leave micro_batch out."
+        "on a part of the gradient. Remove it and work on .grad after the whole batch; or leave micro_batch out."
     )

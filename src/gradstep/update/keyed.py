@@ -242,8 +242,7 @@ class KeyedDropout:
         if inputs.shape[dimension] != rows * self._count:
             raise ModelError(
                 f"dropout: '{call[0]}' got a tensor of shape {list(inputs.shape)} for {self._count} samples, where it "
-                "had "
-                f"{rows} rows for each in dimension {dimension} before."
+                f"had {rows} rows for each in dimension {dimension} before."
             )
         rest = [size for place, size in enumerate(inputs.shape) if place != dimension]
         rest = rest[:1] + [1] * (len(rest) - 1) if features else rest
@@ -263,8 +262,7 @@ class KeyedDropout:
         if call not in self.layouts and self._count != self._samples:
             raise ModelError(
                 f"dropout: '{call[0]}' was not called (or not so often) when the model was looked at on a few "
-                "samples, so "
-                "which elements are a sample's is not known. Leave micro_batch out, or call it always."
+                "samples, so which elements are a sample's is not known. Leave micro_batch out, or call it always."
             )
         shape = inputs.shape[:2] + (1,) * (inputs.dim() - 2) if features else inputs.shape
         words = tuple(word[:1] for word in self._sample_words())

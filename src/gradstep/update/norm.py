@@ -60,8 +60,7 @@ class NormGroups:
             if _by_batch(module):
                 raise ModelError(
                     f"stat_group: '{name}' is a {type(module).__name__}, whose forward is its own; groups are for "
-                    "torch's "
-                    "BatchNorm1d, 2d and 3d. Take one of these and put the rest into a module of its own."
+                    "torch's BatchNorm1d, 2d and 3d. Take one of these and put the rest into a module of its own."
                 )
 
     @property

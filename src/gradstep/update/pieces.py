@@ -148,8 +148,7 @@ class Layout:
             if not isinstance(leaf, (Tensor, str, bytes, int, float, complex, type(None))):
                 raise ModelError(
                     f"the model's outputs hold a {type(leaf).__name__}, which can't be put together from "
-                    "micro-batches. "
-                    "Give tensors in dicts, lists or tuples: by forward=lambda model, inputs: ..."
+                    "micro-batches. Give tensors in dicts, lists or tuples: by forward=lambda model, inputs: ..."
                 )
         found: list[Follows | None] = []
         for a, b in zip(mine, yours, strict=True):
@@ -159,8 +158,7 @@ class Layout:
                 raise ModelError(
                     f"which dimension of the model's outputs is the samples' can't be told: {tree.describe(one)} for "
                     f"{samples} samples, {tree.describe(other)} for {others}. Micro-batches need outputs with a row, "
-                    "or "
-                    "equally many, for each sample: bring them into that shape by forward=."
+                    "or equally many, for each sample: bring them into that shape by forward=."
                 ) from None
         return cls(tuple(found), spec)
 
@@ -186,8 +184,7 @@ class Layout:
                 raise ModelError(
                     "the model's outputs have other shapes in each micro-batch, such as "
                     f"{', '.join(dict.fromkeys(tree.describe(each) for each in column))}: inputs that are padded to "
-                    "the "
-                    "longest of a micro-batch, perhaps. Pad the whole batch before."
+                    "the longest of a micro-batch, perhaps. Pad the whole batch before."
                 ) from None
         return pytree.tree_unflatten(joined, self.spec)
 
@@ -197,8 +194,7 @@ class Layout:
             if place is not None and (leaf.dim() <= place[0] or leaf.shape[place[0]] != place[1] * samples):
                 raise ModelError(
                     f"the model's outputs do not have their rows in dimension {place[0]} for {samples} samples, where "
-                    "they "
-                    f"had {place[1]} for each: their shape is {list(leaf.shape)}."
+                    f"they had {place[1]} for each: their shape is {list(leaf.shape)}."
                 )
 
     def rows(self, leaf: Tensor, place: Follows, first: int, number: int) -> Tensor:

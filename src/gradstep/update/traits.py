@@ -6,20 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradstep.errors import ModelError
 from gradstep.update.buffers import Kept
 from gradstep.update.keyed import Call, KeyedDropout
 from gradstep.update.looks import Look
+from gradstep.update.near import away, near
 from gradstep.update.norm import NormGroups
 from gradstep.update.pieces import Follows, Layout, follows, same_value
 from gradstep.update.replay import Streams
 
-# Relative to the largest output. A coupling such as BatchNorm's moves outputs by tenths; kernels for another number of
-# rows move float32 by 1e-6.
-_NEAR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 Layouts = dict[Call, Follows | None]
 
 
@@ -91,8 +88,7 @@ class Looks:
                 raise ModelError(
                     f"dropout: '{call[0]}' gets a tensor of shape {list(inputs.shape)} for {more.samples} samples, and "
                     "which of its elements are a sample's can't be told, so micro-batches would have other masks. "
-                    "Give it "
-                    "a tensor with the rows of each sample together, samples first."
+                    "Give it a tensor with the rows of each sample together, samples first."
                 )
         return Traits(
             layout=layout,
@@ -123,7 +119,7 @@ class Looks:
         if place is None or more.shape != other.shape:
             return None
         first = (more.narrow(place[0], 0, self.alone * place[1]), other.narrow(place[0], 0, self.alone * place[1]))
-        return place if _away(*first) <= _near(more) else None  # else views after views, not sample after sample
+        return place if _away(*first) <= near(more) else None  # else views after views, not sample after sample
 
     def hold_norms(self) -> None:
         """BatchNorm's groups are of consecutive samples, so its rows must lie sample after sample."""
@@ -135,8 +131,7 @@ class Looks:
             if place is None or place[0] != 0:
                 raise ModelError(
                     f"stat_group: '{call[0]}' gets a tensor of shape {list(more.shape)} for {more.shape[0]} samples, "
-                    "whose "
-                    "rows do not lie sample after sample, so groups of consecutive samples can't be told in it."
+                    "whose rows do not lie sample after sample, so groups of consecutive samples can't be told in it."
                 )
 
 
@@ -151,36 +146,26 @@ def _hold_apart(layout: Layout, one: Any, other: Any, samples: int) -> None:
     """ModelError where the first samples' outputs depend on which others are in the batch."""
     for place, mine, theirs in zip(layout.leaves, layout.flatten(one), layout.flatten(other), strict=True):
         if place is None:
-            away, what = (0.0 if _same(mine, theirs) else 1.0), "an output without rows for the samples"
+            apart, what = (0.0 if _same(mine, theirs) else 1.0), "an output without rows for the samples"
         elif samples:
             first = (layout.rows(mine, place, 0, samples), layout.rows(theirs, place, 0, samples))
-            away, what = _away(*first), "a sample's outputs"
+            apart, what = _away(*first), "a sample's outputs"
         else:
             continue
-        if away > _near(mine):
+        if apart > near(mine):
             raise ModelError(
-                f"the model couples samples: {what} changed when other samples were in the batch (by {away:.0e} of the "
-                "largest), so micro-batches would compute something else. Leave micro_batch out; or take a layer that "
-                "looks "
-                "at one sample at a time, as GroupNorm or LayerNorm do; or move what looks at the whole batch into the "
-                "criterion."
+                f"the model couples samples: {what} changed when other samples were in the batch (by {apart:.0e} of "
+                "the largest), so micro-batches would compute something else. Leave micro_batch out; or take a layer "
+                "that looks at one sample at a time, as GroupNorm or LayerNorm do; or move what looks at the whole "
+                "batch into the criterion."
             )
 
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
-        return _away(one, other) <= _near(one)
+        return _away(one, other) <= near(one)
     return same_value(one, other)
 
 
-def _near(leaf: Any) -> float:
-    return _NEAR.get(leaf.dtype, 1e-4) if isinstance(leaf, Tensor) else 0.0
-
-
 def _away(one: Tensor, other: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    if one.numel() == 0:
-        return 0.0
-    wide = torch.complex128 if one.is_complex() else torch.float64
-    a, b = one.to(wide).nan_to_num(), other.to(wide).nan_to_num()
-    return float((a - b).abs().max()) / max(float(a.abs().max()), 1e-30)
+    return float(away(one, other)) if one.numel() else 0.0

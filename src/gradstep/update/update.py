@@ -55,6 +55,7 @@ class Update:
         method: `accumulate` for criteria that are sums over samples, `two_pass` for any criterion; `auto` proves which.
         stat_group: BatchNorm's statistics are those of each so many consecutive samples: a mathematical choice.
         dropout: `keyed`, masks that are functions of seed, step, layer call, sample and element; or `stream`, torch's.
+        seed: of the keyed masks.
         unpack: `batch -> (inputs, targets)` where a batch is no such pair. Only for those who give whole batches.
         forward: `(model, inputs) -> outputs` where that is not `model(inputs)`.
 
@@ -118,7 +119,9 @@ class Update:
         return Outcome(loss.detach(), detached, tree.detach(outputs), targets, samples, step, units_of(value))
 
     def decide(self, inputs: Any, targets: Any) -> Way:
-        """How batches of this size are taken. Looks at model and criterion on this batch, and changes nothing.
+        """How batches of this size are taken. Looks at model and criterion on this batch.
+
+        Nothing of them changes but plain attributes that the model's forward itself changes.
 
         Raises ModelError, RecipeError for what can't be taken in micro-batches.
         """
@@ -198,14 +201,13 @@ class Update:
         if not any(cut):
             raise ModelError(
                 f"nothing in the inputs can be cut: no tensor in them has {samples} rows, one for each sample, and no "
-                "list "
-                "so many entries. Give tensors, samples first, in dicts, lists or tuples; or leave micro_batch out."
+                "list so many entries. Give tensors, samples first, in dicts, lists or tuples; or leave micro_batch "
+                "out."
             )
         if self.found.pattern not in (None, cut):
             raise ModelError(
                 f"something in the inputs that all samples share has {samples} rows, as many as this batch has "
-                "samples, so "
-                "what is to be cut can't be told. Keep it out of the batch: in the model, or by forward=."
+                "samples, so what is to be cut can't be told. Keep it out of the batch: in the model, or by forward=."
             )
         self.found.pattern = cut
 

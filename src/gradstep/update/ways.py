@@ -85,9 +85,8 @@ def refuse_coupled(model: nn.Module, norm: NormGroups | None) -> None:
         more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
         raise ModelError(
             f"'{norms[0]}'{more} normalises over the batch (BatchNorm), so micro-batches would compute something "
-            "else. Say "
-            "what its statistics are of: stat_group=32 takes those of each 32 consecutive samples, whatever the "
-            "micro-batch; or put it in evaluation mode (.eval()) to freeze them; or take GroupNorm; or leave "
+            "else. Say what its statistics are of: stat_group=32 takes those of each 32 consecutive samples, whatever "
+            "the micro-batch; or put it in evaluation mode (.eval()) to freeze them; or take GroupNorm; or leave "
             "micro_batch out."
         )
 
@@ -101,6 +100,5 @@ def _refuse_dropout(batch: Batch, dropout: str) -> None:
         )
         raise ModelError(
             f"dropout: {', '.join(batch.traits.dropouts[:3])} draws from torch's stream, so other micro-batches would "
-            "have "
-            f"other masks. {way_out}"
+            f"have other masks. {way_out}"
         )

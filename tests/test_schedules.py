@@ -134,6 +134,39 @@ def test_in_fit_each_step_and_group_runs_at_what_the_function_says_of_its_own_ba
     assert run.state.base_rates == [0.4, 0.01]
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.piecewise({"1 epoch": 0.5, "5 steps": 0.1}),
+        schedules.one_cycle(),
+        schedules.warmup("1 epoch") * schedules.reciprocal("2 steps", 0.5) * inverse,
+        schedules.join([schedules.linear(), inverse, schedules.inverse_sqrt("2 steps")], at=["2 steps", "1 epoch"]),
+    ],
+)
+def test_in_fit_each_of_them_and_any_composition_is_followed(schedule: Any) -> None:
+    _, rates = train(schedule)
+    rate = schedules.resolve(schedule, Clock(3, 7))
+    assert rates == [[rate(step, 0.4), rate(step, 0.01)] for step in range(7)]
+
+
+@pytest.mark.parametrize("every", ["1 step", "1 epoch"])
+def test_in_fit_a_scheduler_of_torchs_is_stepped_after_the_optimizer_per_step_or_per_epoch(every: str) -> None:
+    def make(optimizer: torch.optim.Optimizer) -> Any:
+        parts = [torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2),
+                 torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]  # fmt: skip
+        return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[2])
+
+    _, rates = train(schedules.from_torch(make, every))
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in (0.4, 0.01)])
+    scheduler, expected = make(optimizer), []
+    for done in range(1, 8):
+        expected.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        if every == "1 step" or done % 3 == 0:
+            scheduler.step()
+    assert rates == expected
+
+
 def test_in_fit_the_step_itself_is_made_at_that_rate() -> None:
     run, _ = train(lambda step, base: base if step == 4 else 0.0, evaluate_every="1 step")
     only, _ = train(lambda step, base: base if step == 4 else 0.0, steps=5)

@@ -18,11 +18,11 @@ SOURCE = ROOT / "src" / "gradstep"
 # docs/ARCHITECTURE.md shows the same floors to people.
 FLOORS = [
     {"errors", "keys", "tree", "clock", "yaml12"},
-    {"data", "update", "schedules", "metrics"},
+    {"data", "update", "optim", "schedules", "initialization", "metrics"},
     {"state", "rundir", "checkpoint", "record"},
-    {"step", "plan", "evaluation", "hooks", "stopping", "setup", "check", "keeper", "interrupt", "facts", "run",
-     "rehearsal", "session", "loop"},
-    {"recipe", "objects", "parts", "default", "building", "models", "recipes", "cli", "__main__"},
+    {"scheduling", "timetable", "step", "plan", "evaluation", "hooks", "stopping", "setup", "check", "keeper",
+     "interrupt", "facts", "run", "rehearsal", "session", "loop"},
+    {"recipe", "objects", "parts", "choices", "default", "building", "models", "recipes", "cli", "__main__"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
@@ -105,9 +105,9 @@ def test_functions_fit_a_screen() -> None:
 def test_public_names() -> None:
     assert set(gradstep.__all__) == {
         "__version__", "fit", "steps", "evaluate", "predict", "Run", "Update", "backward", "Outcome", "Ratio", "Terms",
-        "criterion_gradient", "check_backward", "Request", "TensorBoard", "TrainState", "Recipe", "build", "load",
-        "GradstepError",
-        "data", "errors", "hooks", "keys", "metrics", "models", "schedules",
+        "criterion_gradient", "check_backward", "param_groups", "flatten_parameters", "initialize",
+        "Request", "TensorBoard", "TrainState", "Recipe", "build", "load", "GradstepError",
+        "data", "errors", "hooks", "keys", "metrics", "models", "optim", "schedules",
     }  # fmt: skip
     for name in gradstep.__all__:
         assert getattr(gradstep, name) is not None
@@ -127,7 +127,7 @@ def test_fit_s_keywords_one_by_one() -> None:
         "model": required, "criterion": required, "train": required, "valid": None, "test": None,
         "optimizer": required, "epochs": None, "steps": None, "batch_size": None, "drop_last": False,
         "micro_batch": None, "stat_group": None, "schedule": None, "metrics": None, "monitor": None, "patience": None,
-        "seed": 0, "dropout": "keyed",
+        "clip": None, "ema": None, "seed": 0, "dropout": "keyed",
         "device": "auto", "workers": 0, "evaluate_every": "1 epoch", "evaluate_train": False,
         "log_every": "50 steps", "checkpoint": None, "hooks": (), "plan": "plain", "out": None, "name": None,
         "resume": False, "quiet": False, "unpack": None, "forward": None,
@@ -137,7 +137,8 @@ def test_fit_s_keywords_one_by_one() -> None:
 def test_fit_s_keywords_are_the_recipe_s_keys() -> None:
     of_a_place = {"out", "name", "resume"}  # where a run goes is said on the command line
     of_data = {"train", "valid", "test"}  # the recipe has them inside `data`
-    assert set(keywords(gradstep.fit)) - of_a_place - of_data == set(Recipe.model_fields) - {"data"}
+    of_objects = {"init", "groups"}  # from Python: gradstep.initialize(model, ...), gradstep.param_groups(model, ...)
+    assert set(keywords(gradstep.fit)) - of_a_place - of_data == set(Recipe.model_fields) - {"data"} - of_objects
 
 
 def test_defaults_of_fit_are_the_recipe_s() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import coloured_mnist
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -328,3 +330,66 @@ def test_p2_cifar10_from_its_binary_files_with_the_loss_every_10_batches(tmp_pat
     assert test["test/accuracy"] >= 0.7
     assert f"test      loss {test['test/loss']:.4f}  accuracy {test['test/accuracy']:.4f}" in done.stdout
     assert "62,006 parameters" in done.stdout
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.classify, self.value = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        code = self.trunk(x).tanh()
+        return {"class": self.classify(code), "value": self.value(code)}
+
+
+@given(samples=st.integers(1, 12), weight=st.floats(0.01, 100.0), pieces=st.integers(1, 12), swapped=st.booleans())
+def test_p4_two_backward_passes_over_one_graph_are_the_summed_terms(
+    samples: int, weight: float, pieces: int, swapped: bool
+) -> None:
+    """A loop of one's own keeps the graph for a second backward; gradstep takes the two losses as terms of one."""
+    generator = torch.Generator().manual_seed(samples)
+    inputs = torch.randn(samples, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (samples,), generator=generator)
+    values = torch.randn(samples, 2, generator=generator, dtype=torch.float64)
+
+    def terms(outputs: dict[str, Tensor], targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        named = {
+            "class": F.cross_entropy(outputs["class"], targets[0]),
+            "value": weight * F.mse_loss(outputs["value"], targets[1]),
+        }
+        return dict(reversed(named.items())) if swapped else named
+
+    by_hand, model = TwoHeads(), TwoHeads()
+    first, second = terms(by_hand(inputs), (labels, values)).values()
+    first.backward(retain_graph=True)
+    second.backward()
+    update = gradstep.Update(model, terms, micro_batch=None if pieces == 1 else -(-samples // pieces))
+    outcome = update.backward(inputs, (labels, values))
+    assert len(outcome.terms) == 2
+    for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12 * max(1.0, weight))
+
+
+@given(samples=st.integers(1, 12), micro_batch=st.none() | st.integers(1, 12), scale=st.sampled_from([0.1, 1.0, 30.0]))
+def test_l6_an_explicit_gradient_for_the_output_is_half_the_sum_of_its_squares(
+    samples: int, micro_batch: int | None, scale: float
+) -> None:
+    """`output.backward(output)`, and the criterion whose gradient is the output."""
+    generator = torch.Generator().manual_seed(samples)
+    inputs = scale * torch.randn(samples, 5, generator=generator, dtype=torch.float64)
+    by_hand, model = net().double(), net().double()
+    output = by_hand(inputs)
+    output.backward(output)
+
+    def half_the_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.square().sum() / 2
+
+    nothing = torch.zeros(samples)
+    outcome = gradstep.Update(model, half_the_squares, micro_batch=micro_batch).backward(inputs, nothing)
+    torch.testing.assert_close(outcome.loss, output.detach().square().sum() / 2, rtol=1e-12, atol=0)
+    _, gradient = gradstep.criterion_gradient(half_the_squares, output.detach(), nothing)
+    assert torch.equal(gradient, output.detach())
+    for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12 * scale)

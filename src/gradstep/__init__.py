@@ -24,6 +24,9 @@ _HOME = {
     "Terms": "update",
     "criterion_gradient": "update",
     "check_backward": "update",
+    "param_groups": "optim",
+    "flatten_parameters": "optim",
+    "initialize": "initialization",
     "Request": "hooks",
     "TensorBoard": "record",
     "TrainState": "state",
@@ -32,17 +35,19 @@ _HOME = {
     "load": "building",
     "GradstepError": "errors",
 }
-_ROOMS = ("data", "errors", "hooks", "keys", "metrics", "models", "schedules")
+_ROOMS = ("data", "errors", "hooks", "keys", "metrics", "models", "optim", "schedules")
 
 __all__ = ["__version__", *_HOME, *_ROOMS]
 
 if TYPE_CHECKING:
-    from gradstep import data, errors, hooks, keys, metrics, models, schedules
+    from gradstep import data, errors, hooks, keys, metrics, models, optim, schedules
     from gradstep.building import build, load
     from gradstep.errors import GradstepError
     from gradstep.evaluation import evaluate
     from gradstep.hooks import Request
+    from gradstep.initialization import initialize
     from gradstep.loop import fit, steps
+    from gradstep.optim import flatten_parameters, param_groups
     from gradstep.recipe import Recipe
     from gradstep.record import TensorBoard
     from gradstep.run import Run, predict

@@ -15,12 +15,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from gradstep import checkpoint, data, metrics, schedules
+from gradstep import checkpoint, data, metrics
+from gradstep.choices import initialised, named, optimizer_of, schedule_of
 from gradstep.data import Splits
 from gradstep.errors import (
     CheckpointError,
     RecipeError,
-    listed,
     nearest,
 )
 from gradstep.keys import kept_streams, key, seed_sample
@@ -35,7 +35,6 @@ from gradstep.update import Terms
 from gradstep.update.criterion import named_loss
 from gradstep.yaml12 import read_yaml
 
-_SCHEDULES: dict[str, Callable[..., Any]] = {"constant": schedules.constant, "cosine": schedules.cosine}
 _HOOKS: dict[str, Callable[..., Any]] = {"TensorBoard": TensorBoard, "PrintLoss": PrintLoss}
 
 
@@ -71,17 +70,18 @@ def build(recipe: Recipe) -> Built:
     arguments = {
         name: getattr(recipe, name)
         for name in ("batch_size", "drop_last", "micro_batch", "stat_group", "epochs", "steps", "monitor", "patience",
-                     "evaluate_every", "evaluate_train", "log_every", "seed", "dropout", "device", "workers", "plan",
-                     "quiet")
+                     "clip", "ema", "evaluate_every", "evaluate_train", "log_every", "seed", "dropout", "device",
+                     "workers", "plan", "quiet")
     }  # fmt: skip
+    model = build_model(recipe)
     arguments |= {
-        "model": build_model(recipe),
+        "model": model,
         "criterion": build_criterion(recipe.criterion),
         "train": splits.train,
         "valid": splits.valid,
         "test": splits.test,
-        "optimizer": _optimizer(recipe.optimizer),
-        "schedule": _schedule(recipe.schedule),
+        "optimizer": optimizer_of(recipe, model),
+        "schedule": schedule_of(recipe.schedule),
         "metrics": build_metrics(recipe),
         "checkpoint": recipe.checkpoint.model_dump(),
         "hooks": [_hook(each) for each in recipe.hooks],
@@ -112,6 +112,9 @@ def build_model(recipe: Recipe) -> nn.Module:
         model = call(make, options, "model", what)
     if not isinstance(model, nn.Module):
         raise RecipeError(f"model.class: '{what}' gives {type(model).__name__}, not a torch.nn.Module.")
+    if weights is not None and recipe.init is not None:
+        raise RecipeError("init: model.weights would be written over it. Leave one of the two out.")
+    initialised(model, recipe)
     if weights is not None:
         load_module(model, read_weights(Path(weights))[0])
     return model
@@ -163,23 +166,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RecipeError(f"weights: '{path}' is no safetensors file ({error}).") from None
 
 
-def _optimizer(spec: Mapping[str, Any]) -> Callable[[Any], torch.optim.Optimizer]:
-    options = dict(spec)
-    name = _name(options, "optimizer", "SGD")
-    if ":" in name:
-        make = find_object(name, "optimizer.name")
-    else:
-        known = [n for n in dir(torch.optim) if inspect.isclass(getattr(torch.optim, n)) and n != "Optimizer"]
-        if name not in known:
-            raise RecipeError(
-                f"optimizer: torch.optim has no '{name}'. It has {listed(known, 20)}.{nearest(name, known)}"
-            )
-        make = getattr(torch.optim, name)
-    # Made once for a parameter of its own, so that a wrong option is found before anything else is built.
-    call(make, options, "optimizer", name, [nn.Parameter(torch.zeros(1, 1))])
-    return lambda parameters: make(parameters, **options)
-
-
 def build_criterion(spec: Mapping[str, Any], where: str = "criterion") -> Any:
     """A loss of torch.nn, an object of the user's, or named terms of either."""
     if "terms" in spec:
@@ -193,26 +179,12 @@ def build_criterion(spec: Mapping[str, Any], where: str = "criterion") -> Any:
         }
         return Terms(terms, spec.get("weights"))
     options = dict(spec)
-    name = _name(options, where, "CrossEntropyLoss")
+    name = named(options, where, "CrossEntropyLoss")
     if ":" not in name:
         tensors = {n: torch.tensor(v) if isinstance(v, list) else v for n, v in options.items()}  # class weights
         return call(named_loss(name), tensors, where, name)
     found = find_object(name, where)
     return call(found, options, where, name) if options or inspect.isclass(found) else found
-
-
-def _schedule(spec: Mapping[str, Any] | None) -> Any:
-    if spec is None:
-        return None
-    options = dict(spec)
-    name = _name(options, "schedule", "cosine")
-    if ":" in name:
-        found = find_object(name, "schedule.name")
-        return call(found, options, "schedule", name) if options or inspect.isclass(found) else found
-    if name not in _SCHEDULES:
-        known = ", ".join(_SCHEDULES)
-        raise RecipeError(f"schedule: there is no '{name}'. There are {known}.{nearest(name, _SCHEDULES)}")
-    return call(_SCHEDULES[name], options, "schedule", name)
 
 
 def build_metrics(recipe: Recipe) -> list[Any]:
@@ -228,17 +200,10 @@ def _metric(spec: str | Mapping[str, Any]) -> Any:
 
 def _hook(spec: str | Mapping[str, Any]) -> Any:
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = _name(options, "hooks", "TensorBoard")
+    name = named(options, "hooks", "TensorBoard")
     if ":" not in name and name not in _HOOKS:
         raise RecipeError(
             f"hooks: there is no '{name}'. There are {', '.join(_HOOKS)}, or module:Class.{nearest(name, _HOOKS)}"
         )
     found = _HOOKS[name] if name in _HOOKS else find_object(name, "hooks")
     return call(found, options, "hooks", name) if inspect.isclass(found) else found
-
-
-def _name(options: dict[str, Any], where: str, example: str) -> str:
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise RecipeError(f"{where}: say which by name, as in {where}: {{name: {example}}}.")
-    return name

@@ -26,7 +26,7 @@ from gradstep.errors import CheckpointError, StorageError
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
-_FILES = {"model.safetensors", "optimizer.safetensors", "criterion.safetensors", "state.json"}
+_FILES = {"model.safetensors", "optimizer.safetensors", "criterion.safetensors", "ema.safetensors", "state.json"}
 
 
 def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> Path:

@@ -6,18 +6,17 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from gradstep import tree
-from gradstep.clock import Clock
 from gradstep.data import Feed, Source, Transform, augmentations, class_names, fingerprint, targets_in_memory
 from gradstep.data.order import VERSION
-from gradstep.schedules import Rate
+from gradstep.optim.showing import table
 from gradstep.setup import Training
-from gradstep.state import TrainState
 from gradstep.update.criterion import describe
 
 _LAYERS = 8
@@ -49,8 +48,9 @@ def _classes(source: Source) -> str:
     return f", {len(counts)} classes of {fewest:,}" + (f" to {most:,}" if most != fewest else "")
 
 
-def of_model(state: TrainState) -> list[tuple[str, str]]:
-    """The model's size and its first parts, the criterion, the optimizer with its options."""
+def of_model(training: Training) -> list[tuple[str, str]]:
+    """The model's size and its first parts, the criterion, the optimizer with its options, clipping, averaging."""
+    state = training.state
     model, optimizer = state.model, state.optimizer
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -63,21 +63,47 @@ def of_model(state: TrainState) -> list[tuple[str, str]]:
     if len(parts) > _LAYERS:
         lines.append(("", f"... and {len(parts) - _LAYERS} more"))
     first = dict(optimizer.param_groups[0])
-    if state.base_rates:
-        first["lr"] = state.base_rates[0]  # a resumed run's group holds the rate of its last step
+    first |= {
+        o: v for o, v in state.bases[0].items() if o in first
+    }  # a resumed run's group holds the rate of its last step
     options = [f"{name} {value:g}" for name, value in first.items() if _says_something(name, value)]
     more = f", {len(optimizer.param_groups)} groups" if len(optimizer.param_groups) > 1 else ""
     lines.append(("training", f"{describe(state.criterion)}, {type(optimizer).__name__} {' '.join(options)}{more}"))
+    if training.clip is not None:
+        clip = training.clip
+        kind = f"their norm at most {clip.norm:g}" if clip.norm else f"each element at most ±{clip.value:g}"
+        lines.append(("", f"gradients clipped: {kind}"))
+    if state.ema is not None:
+        used = "evaluated, chosen and saved" if state.ema.evaluate else "kept in the checkpoints"
+        begins = f" from step {state.ema.start}" if state.ema.start else ""
+        lines.append(("", f"weights averaged{begins}, decay {state.ema.decay:g}; the average is {used}"))
     return lines
 
 
-def of_rates(state: TrainState, rate: Rate | None, clock: Clock) -> list[tuple[str, str]]:
-    """Where a schedule takes the first group's rate: a mistake in its lengths is seen before it is trained."""
-    if rate is None or not state.base_rates:
+def of_groups(training: Training) -> list[tuple[str, str]]:
+    """The table of the optimizer's groups, where there are several."""
+    groups = training.state.optimizer.param_groups
+    if len(groups) == 1 and "freeze" not in groups[0]:
         return []
+    # A resumed run's groups hold the rates of its last step.
+    given = [{**group, **base} for group, base in zip(groups, training.state.bases, strict=True)]
+    return [("groups" if not n else "", line) for n, line in enumerate(table(given).splitlines())]
+
+
+def of_rates(training: Training) -> list[tuple[str, str]]:
+    """Where schedules take each option: a mistake in their lengths is seen before it is trained."""
+    clock, bases = training.clock, training.state.bases
     some = sorted({0, clock.total - 1, *range(0, clock.total, max(clock.total // 500, 1))})
-    rates = [rate(step, state.base_rates[0]) for step in some]
-    return [("rate", f"{rates[0]:.3g} at the first step, {max(rates):.3g} at most, {rates[-1]:.3g} at the last")]
+    lines: dict[str, None] = {}  # groups that go the same way are said once
+    for number, (own, base) in enumerate(zip(training.scheduled.functions, bases, strict=True)):
+        for option, value in own.items():
+            values = [value(step, base[option]) for step in some]
+            which = "" if option == "lr" else f"{option} "
+            name = training.state.optimizer.param_groups[number].get("name", number)
+            group = f" (group {name})" if number else ""
+            text = f"{values[0]:.3g} at the first step, {max(values):.3g} at most, {values[-1]:.3g} at the last"
+            lines[f"{which}{text}{group}"] = None
+    return [("rate" if not number else "", line) for number, line in enumerate(lines)]
 
 
 def _says_something(name: str, value: Any) -> bool:
@@ -99,11 +125,15 @@ def about_data(source: Source | None) -> dict[str, Any]:
 
 def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) -> dict[str, Any]:
     """What a resume must find as it was, `about` being `about_data`'s. A step means more: code is not looked at."""
-    state, feed, rate = training.state, training.feed, training.rate
+    state, feed, functions = training.state, training.feed, training.scheduled.functions
     source = feed if isinstance(feed, Feed) else None
-    base = state.base_rates[0] if state.base_rates else 1.0
     # A schedule is known by what it gives at two steps, so that a longer run may go on with the same one.
-    some = [rate(step, base) for step in (0, training.clock.steps_per_epoch)] if rate else None
+    some = [
+        value(step, base[option])
+        for own, base in zip(functions, state.bases, strict=True)
+        for option, value in own.items()
+        for step in (0, training.clock.steps_per_epoch)
+    ]
     return {
         "the order's algorithm": VERSION,
         "seed": state.seed,
@@ -117,7 +147,9 @@ def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) 
         "stat_group": training.update.stat_group,
         "the criterion": describe(state.criterion),
         "the learning rate": list(state.base_rates),
-        "the schedule": some,
+        "the schedule": some or None,
+        "clip": asdict(training.clip) if training.clip else None,
+        "ema": [state.ema.decay, state.ema.start, state.ema.evaluate] if state.ema else None,
     }
 
 

@@ -66,7 +66,7 @@ class Keeper:
                 )
         if self.place is None:
             if state.standing.best_step == state.step:
-                self.best = {name: value.clone() for name, value in module_tensors(state.model).items()}
+                self.best = {name: value.clone() for name, value in module_tensors(state.judged).items()}
             return None
         numbers = state.numbers() | {"log_offset": journal.offset(), "data": dict(self.about)}
         numbers |= {"meaning": dict(self.meaning)}
@@ -117,12 +117,17 @@ class Keeper:
         return numbers["log_offset"], notes
 
     def chosen(self, state: TrainState) -> Tensors:
-        """The weights to use: the best by the monitored metric; empty when those are the last, or there is no best."""
-        if state.standing.best_step in (None, state.step):
-            return {}
+        """The weights to use: the best by the monitored metric, else the last, averaged where averages are judged.
+
+        Empty when those are the model's own as it is.
+        """
+        best = state.standing.best_step
+        if best is None or best == state.step:
+            return {} if state.judged is state.model else module_tensors(state.judged)
         if self.place is None:
             return self.best
-        return checkpoint.read(checkpoint.at(self.place.checkpoints, state.standing.best_step or 0))[0]["model"]
+        averaged = state.ema is not None and state.ema.evaluate and state.ema.begun(best)
+        return checkpoint.read(checkpoint.at(self.place.checkpoints, best))[0]["ema" if averaged else "model"]
 
     @torch.no_grad()
     def publish(self, state: TrainState) -> None:

@@ -5,7 +5,7 @@ If you read one file of gradstep, read this one; then `step.py` for what happens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import nn
 
 from gradstep.check import look
 from gradstep.metrics import MetricSet
+from gradstep.optim.replacing import Replaced
 from gradstep.run import Run
 from gradstep.session import Session
 from gradstep.setup import Training, assemble, yes_or_no
+from gradstep.state import TrainState
 from gradstep.update import Outcome
 
 
@@ -33,6 +35,8 @@ def steps(
     micro_batch: int | None = None,
     stat_group: int | None = None,
     schedule: Any = None,
+    clip: Any = None,
+    ema: Any = None,
     seed: int = 0,
     dropout: str = "keyed",
     device: str | torch.device = "auto",
@@ -40,11 +44,12 @@ def steps(
     plan: str = "plain",
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
-) -> Iterator[Outcome]:
+) -> Steps:
     """The steps of a training, one at a time: own the loop, `break` to stop.
 
     Each keyword means what it means in `fit`, and so the same steps come of them. What an outcome holds is on the
-    device; reading a number of it waits for the step.
+    device; reading a number of it waits for the step. Between two steps the optimizer is yours: a rate that no
+    schedule sets may be changed in its `param_groups`.
     """
     training = assemble(
         model,
@@ -63,15 +68,47 @@ def steps(
         plan=plan,
         micro_batch=micro_batch,
         stat_group=stat_group,
+        clip=clip,
+        ema=ema,
         unpack=unpack,
         forward=forward,
     )
     look(training.update, MetricSet({}), {"train": training.feed})
     training.decide()
-    return _owned(training)
+    return Steps(training)
 
 
-def _owned(training: Training) -> Iterator[Outcome]:
+class Steps:
+    """What `steps` gives: an iterator over outcomes. `state` is the training's, its average of the weights included."""
+
+    def __init__(self, training: Training) -> None:
+        self._training, self._each = training, _owned(training)
+
+    def __iter__(self) -> Steps:
+        return self
+
+    def __next__(self) -> Outcome:
+        return next(self._each)
+
+    def close(self) -> None:
+        """Ends it here: the model gets its modes back, the optimizer its options, as at the last step."""
+        self._each.close()
+
+    @property
+    def state(self) -> TrainState:
+        return self._training.state
+
+    def observe(self, value: float, higher: bool = False) -> bool:
+        """Tells a schedule that goes by a metric what it is now, and whether higher is better; True if it acted."""
+        acted = [plateau.observe(value, higher) for plateau in self._training.scheduled.plateaus]
+        return any(acted)
+
+    def replace_optimizer(self, optimizer: Any) -> Replaced:
+        """Goes on with another optimizer. What comes back says which state was handed over, and what is forgotten."""
+        return self._training.replace_optimizer(optimizer)
+
+
+def _owned(training: Training) -> Generator[Outcome]:
     with training.training_mode():
         yield from _steps(training)
 
@@ -81,7 +118,8 @@ def _steps(training: Training) -> Iterator[Outcome]:
     if state.step >= last:
         return
     for batch in training.feed.start(state.step):
-        yield training.take_step(state, batch, training.update, training.rate, training.device)
+        training.before_step()
+        yield training.take_step(state, batch, training.update, training.clip, training.device)
         if state.step >= last:
             return
 
@@ -104,6 +142,8 @@ def fit(
     metrics: Any = None,
     monitor: Any = None,
     patience: Any = None,
+    clip: Any = None,
+    ema: Any = None,
     seed: int = 0,
     dropout: str = "keyed",
     device: str | torch.device = "auto",
@@ -123,8 +163,8 @@ def fit(
 ) -> Run:
     """Trains `model` and returns the run.
 
-    The result depends on model, criterion, data, optimizer, schedule, batch_size, drop_last, stat_group, epochs or
-    steps, seed and dropout; on where patience or a hook stops it; and on nothing else here.
+    The result depends on model, criterion, data, optimizer, schedule, clip, ema, batch_size, drop_last, stat_group,
+    epochs or steps, seed and dropout; on where patience or a hook stops it; and on nothing else here.
 
     Args:
         criterion: `(outputs, targets)` to a scalar, one loss per sample (averaged), or a dict of named terms (summed).
@@ -132,12 +172,17 @@ def fit(
             source of `gradstep.data`, an iterable of whole batches with a length, or a feed.
         valid: the same but for a feed; evaluated every `evaluate_every`, and after the last step.
         test: the same; evaluated once, at the end, with the weights that validation chose.
-        optimizer: a torch optimizer, or a function of the parameters that makes one.
+        optimizer: a torch optimizer, or a function of the parameters that makes one; `gradstep.param_groups` makes
+            groups for it by pattern, frozen ones and ones with a schedule of their own among them.
         epochs, steps: how long; one of the two.
         batch_size: the samples of one optimizer step. The last batch of an epoch is smaller unless `drop_last`.
         micro_batch: how many samples of a batch are in memory at once, at most; the gradient is the whole batch's.
         stat_group: BatchNorm's statistics are those of each so many consecutive samples; needed with `micro_batch`.
         schedule: a function `(step, base) -> rate`, or one of `gradstep.schedules`; nothing leaves the rate alone.
+            A mapping sets other options too: `{"lr": ..., "momentum": ..., "weight_decay": ...}`.
+        clip: the largest norm of all gradients together, as `1.0`; or `{"value": 0.5}` for each element.
+        ema: the decay of a moving average of the weights, as `0.999`, or `{"decay": 0.999, "start": "1 epoch",
+            "evaluate": True}`; the averaged weights are then those that are evaluated, chosen and saved as the model.
         metrics: names, functions of `(outputs, targets)`, objects with update, compute and reset; or a dict of them.
         monitor: the metric that chooses the best, as `"valid/loss"` or `{"name": ..., "mode": "min"}`; unless given,
             the first of `metrics` that knows whether higher is better, else the loss. It is printed before training.
@@ -180,6 +225,8 @@ def fit(
         plan=plan,
         micro_batch=micro_batch,
         stat_group=stat_group,
+        clip=clip,
+        ema=ema,
         unpack=unpack,
         forward=forward,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gradstep.keys import key
+
 
 class LeNet(nn.Module):
     """LeNet-5 with ReLU and max-pooling, as `features` and `classifier`; 62,006 parameters for 3 channels.
@@ -29,6 +31,50 @@ class LeNet(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.classifier(torch.flatten(self.features(inputs), 1))
         return outputs
+
+
+class Torch7Net(nn.Module):
+    """The net of Torch7's table: two convolutions, with no ReLU after them, and two linear layers; 431,080 parameters.
+
+    Inputs `[N, 1, 28, 28]`, outputs `[N, 10]`, logarithms of probabilities: the criterion is `NLLLoss`. The inputs are
+    multiplied by `scale`: what lies in [0, 1], less its mean, becomes the document's (pixel - mean) * 3.2 / 256.
+    """
+
+    def __init__(self, scale: float = 3.2 * 255 / 256) -> None:
+        super().__init__()
+        self.scale = scale
+        self.features = nn.Sequential(nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2))
+        self.classifier = nn.Sequential(nn.Linear(50 * 4 * 4, 500), nn.ReLU(), nn.Linear(500, 10), nn.LogSoftmax(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.classifier(torch.flatten(self.features(inputs * self.scale), 1))
+        return outputs
+
+
+class TwoLayerNet(nn.Module):
+    """Two linear layers without biases and a ReLU between them: the net of the five levels, from tensors to modules.
+
+    Inputs `[N, inputs]`, outputs `[N, outputs]`.
+    """
+
+    def __init__(self, inputs: int = 1000, hidden: int = 100, outputs: int = 10) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(inputs, hidden, bias=False)
+        self.linear2 = nn.Linear(hidden, outputs, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.linear2(self.linear1(inputs).clamp(min=0))
+        return outputs
+
+
+def two_layer_data(seed: int = 0, samples: int = 64, inputs: int = 1000, outputs: int = 10) -> tuple[Tensor, Tensor]:
+    """`(x, y)` for `TwoLayerNet`: float32 `[samples, inputs]` and `[samples, outputs]`, all drawn from N(0, 1).
+
+    They are a function of the arguments alone, and no stream but their own is drawn from. There is nothing in them to
+    be learned: a net that fits them has learned them by heart.
+    """
+    generator = torch.Generator().manual_seed(key(seed, "two_layer_data"))
+    return torch.randn(samples, inputs, generator=generator), torch.randn(samples, outputs, generator=generator)
 
 
 class ConvNet(nn.Module):

@@ -27,6 +27,10 @@ Named = dict[str, Any]
 SYNONYMS = {
     **dict.fromkeys(("learning_rate", "lr", "lr0"), "optimizer.lr"),
     **dict.fromkeys(("momentum", "weight_decay", "betas", "nesterov"), "optimizer.{}"),
+    **dict.fromkeys(("clip_grad_norm", "max_grad_norm", "gradient_clip_val", "grad_clip"), "clip"),
+    **dict.fromkeys(("initialization", "initialisation", "initialize", "weight_init"), "init"),
+    **dict.fromkeys(("param_groups", "parameter_groups"), "groups"),
+    **dict.fromkeys(("ema_decay", "model_ema"), "ema"),
     **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
     **dict.fromkeys(("microbatch", "device_train_microbatch_size", "iter_size"), "micro_batch"),
     **dict.fromkeys(("max_epochs", "num_epochs", "num_train_epochs", "n_epochs"), "epochs"),
@@ -64,11 +68,7 @@ OTHERWISE = dict.fromkeys(
 
 # What the design has and this version does not: refused by name, with what there is instead.
 NOT_YET = {
-    "clip": "gradients are not clipped",
-    "ema": "the weights are not averaged",
     "precision": "everything is computed in the model's own dtype",
-    "init": "the model initialises itself, under the recipe's seed",
-    "groups": "the optimizer has one group; from Python, give an optimizer of your own",
 }
 
 
@@ -169,8 +169,16 @@ class Recipe(_Document):
     """How long, in optimizer steps."""
     optimizer: Named
     """`{name: SGD, lr: 0.1}`: a class of torch.optim, or `module:Class`, and its arguments."""
+    groups: Named | None = None
+    """`{features: {lr_scale: 0.1, freeze: 2 epochs}, "*.bias": {weight_decay: 0}}`; no_decay, layer_decay."""
     schedule: Named | None = None
-    """`{name: cosine, warmup: 1 epoch, floor: 0.0}`, `constant`, or `module:object`."""
+    """`{name: cosine, warmup: 1 epoch}`, a class of torch's schedulers, `module:object`; `{lr: ..., momentum: ...}`."""
+    init: Named | None = None
+    """heuristic, xavier, xavier_caffe, kaiming, ...: `{name: xavier, distribution: normal}`; else the model's own."""
+    clip: float | Named | None = None
+    """The largest norm of all gradients together, or `{value: 0.5}` for each element."""
+    ema: float | Named | None = None
+    """The decay of a moving average of the weights, or `{decay: 0.999, start: 1 epoch, evaluate: true}`."""
     metrics: list[str | Named] = []
     """accuracy, {top_k: 5}, confusion_matrix, mse, mae, or `module:object`."""
     monitor: str | Named | None = None
@@ -250,7 +258,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
     """A document with its shorthands in full, so that `optimizer.lr` has a place to go, and without its nulls."""
     full = {field: value for field, value in document.items() if value is not None}
-    for field, key in (("model", "class"), ("optimizer", "name"), ("criterion", "name"), ("schedule", "name")):
+    names = ("optimizer", "criterion", "schedule", "init")
+    for field, key in (("model", "class"), *((name, "name") for name in names)):
         if isinstance(full.get(field), str):
             full[field] = {key: full[field]}
     if isinstance(full.get("data"), str):

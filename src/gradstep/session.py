@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gradstep import checkpoint, facts
 from gradstep import metrics as metrics_room
 from gradstep.check import last_batch_of_one, look
@@ -27,9 +29,9 @@ from gradstep.keys import kept_streams
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.run import Best, Run
 from gradstep.rundir import RunDir
+from gradstep.scheduling import rates_at
 from gradstep.setup import Training, yes_or_no
-from gradstep.step import rates_at
-from gradstep.stopping import Monitor, Patience, judge
+from gradstep.stopping import Monitor, Patience, gone_by, judge
 from gradstep.update import Outcome, Sharing
 
 
@@ -79,6 +81,8 @@ class Session:
         names = ["loss", *terms, *self.metrics.metrics]
         self._monitor = Monitor.parse(monitor, names, self.metrics.higher_is_better) if "valid" in self._feeds else None
         self._patience = Patience.parse(patience)
+        plateaus = training.scheduled.plateaus
+        self._watched = [(p, gone_by(p, self._monitor, names, self.metrics.higher_is_better)) for p in plateaus]
         if self._monitor is None and (monitor is not None or patience is not None):
             raise RecipeError("monitor and patience look at the validation, and there is no valid= data.")
         self._every = Duration.positive(evaluate_every, "evaluate_every")
@@ -191,7 +195,8 @@ class Session:
         step = self.state.step
         self._recorder.read(step)  # a loss that is no number ends the run here, not after the evaluation
         with self._recorder.stopwatch.away(evaluation=True):
-            measured = {what: self._score(what) for what in ("train_clean", "valid") if what in self._feeds}
+            parts = [what for what in ("train_clean", "valid") if what in self._feeds]
+            measured = {what: self._score(what, self.state.judged) for what in parts}
         if "train_clean" in measured:
             self._recorder.measured("train_clean", step, measured["train_clean"])
         if "valid" in measured and self._monitor is not None:
@@ -200,6 +205,8 @@ class Session:
                 raise RecipeError(f"monitor: {self._monitor.name} is {value}, and one number is needed to compare.")
             self._improved = judge(self.state.standing, self._monitor, self._patience, float(value), step, self.clock)
             self._improved_since_line |= self._improved
+            for plateau, its in self._watched:
+                plateau.observe(float(measured["valid"][its.short]), its.higher)
             row = self._recorder.measured("valid", step, measured["valid"], best=self._improved)
             self._events.tell("on_validation_end", self.state, row)
         self._heed()
@@ -210,7 +217,7 @@ class Session:
         self._events.tell("on_epoch_end", self.state)
         self._heed()
         if self.state.step < self.clock.total and not self.state.standing.stopped:
-            self._recorder.begin_epoch(self.state.step, rates_at(self.state, self.training.rate))
+            self._recorder.begin_epoch(self.state.step, rates_at(self.state, self.training.scheduled))
 
     def cut_epoch(self) -> None:
         """The last epoch need not be a whole one: what there is of it gets its row and its line."""
@@ -252,7 +259,7 @@ class Session:
         self._console.close()
         if "test" in self._feeds and self._paused is None:
             with self.run().chosen():
-                values = self._score("test")
+                values = self._score("test", state.model)
             self._recorder.measured("test", state.step, values)
             self._console.line("test      " + "  ".join(shown(values)))
         if self._paused is None:
@@ -277,16 +284,17 @@ class Session:
         step, rows = self.state.step, self._recorder.journal.rows
         begun = any(row["kind"] == "start" and row["step"] == step for row in rows)
         if not begun and not self.finished_before:  # a run that is made longer had no next epoch to begin
-            self._recorder.begin_epoch(step, rates_at(self.state, self.training.rate))
+            self._recorder.begin_epoch(step, rates_at(self.state, self.training.scheduled))
         if fresh and self._place is not None:
             self.save()  # step 0: no run dies at its first checkpoint
 
     def facts(self) -> list[tuple[str, str]]:
         """What a person should know before training, as labels and texts."""
-        state, training = self.state, self.training
+        training = self.training
         lines = facts.of_data({"train": training.feed, **self._feeds})
-        lines += facts.of_model(state)
-        lines += facts.of_rates(state, training.rate, self.clock)
+        lines += facts.of_model(training)
+        lines += facts.of_groups(training)
+        lines += facts.of_rates(training)
         lines += training.plan.facts()
         if self._monitor is not None:
             better = "higher" if self._monitor.higher else "lower"
@@ -335,10 +343,10 @@ class Session:
                 self._recorder.request(self.state.step, "stop", who)
                 self.state.standing.stopped = f"{who} asked to stop"
 
-    def _score(self, what: str) -> dict[str, Any]:
+    def _score(self, what: str, model: nn.Module) -> dict[str, Any]:
         update = self.training.update
         return measure(
-            self.state.model,
+            model,
             self.state.criterion,
             self._feeds[what],
             self.metrics,
@@ -348,7 +356,7 @@ class Session:
         )
 
     def _rates(self) -> list[float]:
-        return rates_at(self.state, None)  # those the optimizer holds: of the step just done
+        return rates_at(self.state)  # those the optimizer holds: of the step just done
 
     def _evaluations_left(self, step: int) -> int:
         if not {"valid", "train_clean"} & set(self._feeds):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +13,20 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradstep import schedules
 from gradstep.clock import Clock
 from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt, augmentations
-from gradstep.errors import ModelError, RecipeError, UserCodeError, raised_at
+from gradstep.errors import GradstepError, ModelError, RecipeError, UserCodeError, raised_at
 from gradstep.evaluation import choose_device
 from gradstep.keys import kept_streams, key, seed_model
+from gradstep.optim.averaging import Average, Averaging
+from gradstep.optim.clipping import Clip
+from gradstep.optim.freezing import apply_freezing
+from gradstep.optim.options import check_groups
+from gradstep.optim.replacing import Replaced, replace
 from gradstep.plan import Plan
-from gradstep.schedules import Rate
-from gradstep.state import TrainState
-from gradstep.step import closure_step, put_rates, step
+from gradstep.scheduling import Scheduled, bind
+from gradstep.state import TrainState, bases_of
+from gradstep.step import closure_step, step
 from gradstep.update import Update
 
 
@@ -34,7 +37,9 @@ class Training:
     state: TrainState
     feed: BatchFeed
     update: Update
-    rate: Rate | None
+    schedule: Any  # as given: what an optimizer that takes over is bound to as well
+    scheduled: Scheduled
+    clip: Clip | None
     clock: Clock
     device: torch.device
     plan: Plan
@@ -87,8 +92,26 @@ class Training:
         finally:
             for module, training in modes:
                 module.training = training
-            if self.rate is not None:  # the optimizer is the user's again, and its rates are those he gave
-                put_rates(self.state, self.state.base_rates)
+            self.scheduled.undo(self.state)
+
+    def before_step(self) -> None:
+        """What the coming step is made with: the options that are scheduled, and what is frozen until then."""
+        if self.scheduled:
+            self.scheduled.apply(self.state)
+        apply_freezing(self.state.optimizer.param_groups, self.state.step, self.clock)
+
+    def replace_optimizer(self, new: Any) -> Replaced:
+        """Goes on with another optimizer, under the same schedule. What it is told of the old one is returned."""
+        state = self.state
+        self.scheduled.undo(state)
+        made = _optimizer(new, state.model, state.criterion, [])
+        scheduled = bind(self.schedule, made, self.clock)  # raises before anything has changed
+        replaced = replace(state.optimizer, made, state.model)
+        for plateau, numbers in zip(scheduled.plateaus, state.plateaus, strict=True):
+            plateau.numbers = numbers
+        state.optimizer, state.bases, self.scheduled = made, bases_of(made), scheduled
+        self.take_step = _taking(made)
+        return replaced
 
 
 def assemble(
@@ -109,6 +132,8 @@ def assemble(
     plan: str,
     micro_batch: int | None,
     stat_group: int | None,
+    clip: Any,
+    ema: Any,
     unpack: Callable[[Any], tuple[Any, Any]] | None,
     forward: Callable[[nn.Module, Any], Any] | None,
 ) -> Training:
@@ -128,12 +153,14 @@ def assemble(
         criterion.to(place)
     feed, notes = _feed(train, batch_size, drop_last, seed, workers, place)
     clock = Clock(feed.steps_per_epoch, steps or (epochs or 0) * feed.steps_per_epoch)
-    rate = None if schedule is None else schedules.resolve(schedule, clock)
+    clipping, averaging = Clip.parse(clip), Averaging.parse(ema)
     made = _optimizer(optimizer, model, criterion, notes)
-    state = TrainState(model, made, criterion, seed)
-    if rate is not None:
-        _probe(rate, state.base_rates, clock)
-    asks_for_closure = _asks_for_closure(made)
+    scheduled = bind(schedule, made, clock)
+    average = _average(averaging, model, clock)
+    plateaus = [plateau.numbers for plateau in scheduled.plateaus]
+    state = TrainState(model, made, criterion, seed, ema=average, plateaus=plateaus)
+    apply_freezing(made.param_groups, 0, clock)
+    notes += scheduled.notes
     update = Update(
         model,
         criterion,
@@ -148,31 +175,33 @@ def assemble(
         state=state,
         feed=feed,
         update=update,
-        rate=rate,
+        schedule=schedule,
+        scheduled=scheduled,
+        clip=clipping,
         clock=clock,
         device=place,
         plan=Plan.decide(plan, update, place),
-        take_step=closure_step if asks_for_closure else step,
+        take_step=_taking(made),
         notes=notes,
     )
 
 
-def _asks_for_closure(optimizer: Optimizer) -> bool:
+def _taking(optimizer: Optimizer) -> Callable[..., Any]:
+    """How the optimizer takes a step: some ask for a closure, as LBFGS does."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
+    return closure_step if closure is not None and closure.default is inspect.Parameter.empty else step
 
 
-def _probe(rate: Rate, bases: list[float], clock: Clock) -> None:
-    """A schedule that can't give a rate says so now, and not in the middle of the run."""
-    for at in {0, clock.total // 2, clock.total - 1}:
-        for base in bases:
-            try:
-                value = rate(at, base)
-            except Exception as error:
-                what = f"{type(error).__name__}: {error}{raised_at(error)}"
-                raise UserCodeError(f"schedule: asked for step {at} and base {base:g}, it raised {what}.") from error
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise RecipeError(f"schedule: asked for step {at} and base {base:g}, it gave {value!r}, no rate.")
+def _average(averaging: Averaging | None, model: nn.Module, clock: Clock) -> Average | None:
+    if averaging is None:
+        return None
+    if clock.steps(averaging.start) >= clock.total:
+        raise RecipeError(f"ema.start: the run has {clock.total} steps, and {averaging.start} is not before its end.")
+    try:
+        return averaging.of(model, clock)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}{raised_at(error)}"
+        raise ModelError(f"ema: the model can't be copied for its average: copy.deepcopy raised {what}.") from error
 
 
 def _whole(name: str, value: Any, least: int) -> None:
@@ -233,6 +262,8 @@ def _optimizer(given: Any, model: nn.Module, criterion: Any, notes: list[str]) -
     elif callable(given):
         try:
             made = given(list(own.values()))
+        except GradstepError:
+            raise
         except Exception as error:
             raise UserCodeError(
                 f"optimizer: making it raised {type(error).__name__}: {error}{raised_at(error)}."
@@ -244,6 +275,7 @@ def _optimizer(given: Any, model: nn.Module, criterion: Any, notes: list[str]) -
             f"optimizer: {type(given).__name__} is neither a torch optimizer nor a function of the parameters that "
             "makes one, such as lambda parameters: torch.optim.SGD(parameters, lr=0.1)."
         )
+    check_groups(made)
     held = {id(p) for group in made.param_groups for p in group["params"]}
     if not held & set(own):
         raise ModelError("optimizer: it holds no parameter of this model. Was it made for another one, or a copy?")

@@ -7,6 +7,7 @@ the step), and no schedule (a function of the step too).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstep.errors import CheckpointError, ModelError
+from gradstep.optim.averaging import Average
+from gradstep.schedules import PlateauNumbers
 
 Tensors = dict[str, Tensor]
 
@@ -35,7 +38,7 @@ class Standing:
 class TrainState:
     """The model, the optimizer, how far it is, and how it stands.
 
-    `base_rates` are the optimizer's learning rates as given, one per group: what schedules start from.
+    `bases` are the numbers among the optimizer's options as given, for each group: what schedules start from.
     """
 
     model: nn.Module
@@ -44,18 +47,37 @@ class TrainState:
     seed: int
     step: int = 0
     samples: int = 0  # trained on so far; a source of whole batches need not have them all of one size
-    base_rates: list[float] = field(default_factory=list)
+    bases: list[dict[str, float]] = field(default_factory=list)
     standing: Standing = field(default_factory=Standing)
+    ema: Average | None = None
+    plateaus: list[PlateauNumbers] = field(default_factory=list)  # of schedules that go by a metric
 
     def __post_init__(self) -> None:
-        if not self.base_rates:
-            self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
+        if not self.bases:
+            self.bases = bases_of(self.optimizer)
+
+    @property
+    def base_rates(self) -> list[float]:
+        """The learning rates as given, one per group."""
+        return [base["lr"] for base in self.bases if "lr" in base]
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model to evaluate, to choose by and to use: the average where there is one for that, else the model."""
+        average = self.ema
+        return average.module if average is not None and average.evaluate and average.begun(self.step) else self.model
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The parameters that the optimizer holds."""
+        return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
 
     def tensors(self) -> dict[str, Tensors]:
         """What is saved as tensors, by the file it goes to."""
         files = {"model": module_tensors(self.model), "optimizer": _optimizer_state(self)[0]}
         if isinstance(self.criterion, nn.Module) and (own := module_tensors(self.criterion)):
             files["criterion"] = own
+        if self.ema is not None:
+            files["ema"] = module_tensors(self.ema.module)
         return files
 
     def numbers(self) -> dict[str, Any]:
@@ -64,8 +86,9 @@ class TrainState:
             "step": self.step,
             "samples": self.samples,
             "seed": self.seed,
-            "base_rates": self.base_rates,
-            "standing": {name: _spelled(value) for name, value in asdict(self.standing).items()},
+            "bases": self.bases,
+            "plateaus": [_spelled_out(numbers) for numbers in self.plateaus],
+            "standing": _spelled_out(self.standing),
             "optimizer": _optimizer_state(self)[1],
         }
 
@@ -76,7 +99,12 @@ class TrainState:
         """
         if "criterion" in files and not isinstance(self.criterion, nn.Module):
             raise CheckpointError("the checkpoint holds tensors of a criterion, and this one is a function.")
+        if ("ema" in files) != (self.ema is not None) or len(numbers["plateaus"]) != len(self.plateaus):
+            raise CheckpointError(
+                "the checkpoint is of a run with another ema, or another schedule. Resume with those it began with."
+            )
         modules = [(self.model, files["model"])]
+        modules += [(self.ema.module, files["ema"])] if self.ema is not None else []
         modules += [(self.criterion, files["criterion"])] if "criterion" in files else []
         _check_optimizer(self, numbers["optimizer"])
         for module, tensors in modules:
@@ -85,17 +113,40 @@ class TrainState:
             load_module(module, tensors)
         _load_optimizer(self, files["optimizer"], numbers["optimizer"])
         self.step, self.samples, self.seed = numbers["step"], numbers["samples"], numbers["seed"]
-        self.base_rates = list(numbers["base_rates"])
+        self.bases = [dict(base) for base in numbers["bases"]]
+        for own, given in zip(self.plateaus, numbers["plateaus"], strict=True):
+            for name, value in given.items():
+                setattr(own, name, float(value) if name == "best" and value is not None else value)
+        if self.ema is not None:
+            self.ema.resume(self.step)
         saved = numbers["standing"]
         self.standing = Standing(**{**saved, **{n: None if saved[n] is None else float(saved[n]) for n in _FLOATS}})
 
 
 _FLOATS = ("best", "previous")
+_NOT_SAVED = ("params", "schedule")  # a group's schedule is meaning, as the run's is
 
 
-def _spelled(value: Any) -> Any:
+def bases_of(optimizer: Optimizer) -> list[dict[str, float]]:
+    """The numbers among each group's options; of `betas` the first, as `momentum`, which it is to Adam and its kin."""
+    bases = []
+    for group in optimizer.param_groups:
+        numbers = {o: float(v) for o, v in group.items() if _is_number(v)}
+        if "betas" in group and _is_number(group["betas"][0]):
+            numbers.setdefault("momentum", float(group["betas"][0]))
+        bases.append(numbers)
+    return bases
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _spelled_out(numbers: Standing | PlateauNumbers) -> dict[str, Any]:
     """JSON has no infinity; a metric may."""
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return {n: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in asdict(numbers).items()}
 
 
 def module_tensors(module: nn.Module) -> Tensors:
@@ -159,7 +210,7 @@ def _optimizer_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
             "options": {
                 option: value.item() if isinstance(value, Tensor) else value
                 for option, value in group.items()
-                if option != "params"
+                if option not in _NOT_SAVED
             },
         }
         for group in state.optimizer.param_groups
@@ -198,9 +249,12 @@ def _check_optimizer(state: TrainState, numbers: Mapping[str, Any]) -> None:
     names = _names(state)
     own = [[names[parameter] for parameter in group["params"]] for group in state.optimizer.param_groups]
     if numbers["class"] != type(state.optimizer).__name__ or own != [group["params"] for group in numbers["groups"]]:
+        slots = Counter(slot for each in numbers["slots"].values() for slot in each)
+        lost = ", ".join(f"{slot} of {count} parameters" for slot, count in slots.items()) or "nothing"
         raise CheckpointError(
             f"the checkpoint is of {numbers['class']} over other parameters than this "
-            f"{type(state.optimizer).__name__}'s. Resume with the optimizer that the run was started with."
+            f"{type(state.optimizer).__name__}'s. Resume with the optimizer that the run was started with; or begin "
+            f"another run from its weights, in a recipe by model.weights, which forgets {lost}."
         )
 
 

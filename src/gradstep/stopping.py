@@ -9,6 +9,7 @@ from typing import Any
 
 from gradstep.clock import Clock, Duration
 from gradstep.errors import RecipeError, nearest
+from gradstep.schedules import Plateau
 from gradstep.state import Standing
 
 
@@ -75,6 +76,17 @@ class Monitor:
     @property
     def short(self) -> str:
         return self.name.removeprefix("valid/")
+
+
+def gone_by(
+    plateau: Plateau, monitor: Monitor | None, metrics: list[str], higher: Callable[[str], bool | None]
+) -> Monitor:
+    """The metric that a schedule goes by: its own, else the one that chooses the best."""
+    if monitor is None:
+        raise RecipeError("schedule: it goes by the validation, and there is no valid= data.")
+    if plateau.metric is None and plateau.mode is None:
+        return monitor
+    return Monitor.parse({"name": plateau.metric or monitor.name, "mode": plateau.mode}, metrics, higher)
 
 
 def judge(

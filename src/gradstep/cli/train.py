@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from gradstep.recipe import Recipe
     from gradstep.run import Run
+    from gradstep.setup import Training
 
 _EXIT_CODES = {"InterruptAt": 3, "SIGINT": 130, "SIGTERM": 143}
 
@@ -124,16 +125,22 @@ def _lines(recipe: Recipe) -> list[str]:
 def _rehearse(given: dict[str, Any]) -> None:
     from gradstep.rehearsal import rehearse
     from gradstep.session import Session
-    from gradstep.setup import assemble
 
-    parts = [given[name] for name in ("model", "criterion", "train")]
-    training = assemble(*parts, **{name: given[name] for name in _of(assemble, given)})
+    training = assembled(given)
     others = {"valid": given["valid"], "test": given["test"]}
     options = {name: given[name] for name in _of(Session, given)}
     session = Session(training, others, **options, out=None, name=None, resume=False)
     for line in rehearse(session):
         print(line)
     print("dry run   fine. Nothing was trained, and nothing is kept.")
+
+
+def assembled(given: dict[str, Any]) -> Training:
+    """The parts of a training of a recipe's arguments, and nothing run."""
+    from gradstep.setup import assemble
+
+    parts = [given[name] for name in ("model", "criterion", "train")]
+    return assemble(*parts, **{name: given[name] for name in _of(assemble, given)})
 
 
 def _of(function: Any, given: dict[str, Any]) -> list[str]:

@@ -19,3 +19,4 @@ class Outcome:
     samples: int
     step: int | None = None  # the number of steps done when this one was
     units: dict[str, Tensor] = field(default_factory=dict)  # what the terms that are ratios were divided by
+    rates: tuple[Any, ...] = ()  # the learning rates that the optimizer made the step with, one per group

@@ -1,0 +1,107 @@
+"""A recipe's optimizer, groups, schedule and initialisation -> objects: the choices that decide a training."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from gradstep import schedules
+from gradstep.errors import RecipeError, listed, nearest
+from gradstep.initialization import initialize
+from gradstep.objects import call, find_object
+from gradstep.optim import param_groups
+from gradstep.recipe import Recipe
+
+_SPLITS = ("no_decay", "layer_decay")  # what `groups` may hold beside patterns, as `param_groups` takes it
+
+
+def optimizer_of(recipe: Recipe, model: nn.Module) -> Callable[[Any], Optimizer]:
+    """A function of the parameters, as `fit` takes it; groups by pattern are those of this model."""
+    options = dict(recipe.optimizer)
+    name = named(options, "optimizer", "SGD")
+    make = find_object(name, "optimizer.name") if ":" in name else _torchs(name)
+    # Made once for a parameter of its own, so that a wrong option is found before anything else is built.
+    call(make, options, "optimizer", name, [nn.Parameter(torch.zeros(1, 1))])
+    if recipe.groups is None:
+        return lambda parameters: make(parameters, **options)
+    splits = {key: value for key, value in recipe.groups.items() if key in _SPLITS}
+    patterns = {key: _group(value, key) for key, value in recipe.groups.items() if key not in _SPLITS}
+    groups = param_groups(model, patterns, **splits, **options)
+    own = {id(parameter) for parameter in model.parameters()}
+
+    def grouped(parameters: list[nn.Parameter]) -> Optimizer:
+        more = [parameter for parameter in parameters if id(parameter) not in own]
+        made: Optimizer = make(groups + ([{"params": more, "name": "criterion"}] if more else []), **options)
+        return made
+
+    return grouped
+
+
+def _torchs(name: str) -> Callable[..., Optimizer]:
+    known = [n for n in dir(torch.optim) if inspect.isclass(getattr(torch.optim, n)) and n != "Optimizer"]
+    if name not in known:
+        raise RecipeError(f"optimizer: torch.optim has no '{name}'. It has {listed(known, 20)}.{nearest(name, known)}")
+    made: Callable[..., Optimizer] = getattr(torch.optim, name)
+    return made
+
+
+def _group(options: Any, pattern: str) -> Any:
+    if not isinstance(options, Mapping) or "schedule" not in options:
+        return options
+    return {**options, "schedule": schedule_of(options["schedule"], f"groups.{pattern}.schedule")}
+
+
+def schedule_of(spec: Any, where: str = "schedule") -> Any:
+    """A schedule by name, of `gradstep.schedules` or of torch's classes; or one for each of several options."""
+    if spec is None:
+        return None
+    if isinstance(spec, Mapping) and "name" not in spec:
+        return {option: schedule_of(each, f"{where}.{option}") for option, each in spec.items()}
+    if not isinstance(spec, (str, Mapping)):
+        raise RecipeError(f"{where}: {spec!r} is neither a name nor like {{name: cosine, warmup: 1 epoch}}.")
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = named(options, where, "cosine")
+    if ":" in name:
+        found = find_object(name, f"{where}.name")
+        return call(found, options, where, name) if options or inspect.isclass(found) else found
+    if "parts" in options:
+        parts = options.pop("parts")
+        if not isinstance(parts, list):
+            raise RecipeError(f"{where}.parts: {parts!r} is no list of schedules.")
+        made = [schedule_of(each, f"{where}.parts.{number}") for number, each in enumerate(parts)]
+        if name == "product":
+            return call(schedules.product, options, where, name, *made)
+        if name == "join":
+            return call(schedules.join, options, where, name, made)
+    if name in schedules.NAMES:
+        return call(schedules.NAMES[name], options, where, name)
+    theirs = {n: c for n, c in vars(lr_scheduler).items() if inspect.isclass(c) and n.endswith("LR")}
+    theirs |= {n: getattr(lr_scheduler, n) for n in ("CosineAnnealingWarmRestarts", "ReduceLROnPlateau")}
+    if name not in theirs:
+        known = [*schedules.NAMES, "product", "join"]
+        hint = nearest(name, [*known, *theirs])
+        raise RecipeError(f"{where}: there is no '{name}'. There are {listed(known, 30)}, and torch's classes.{hint}")
+    return schedules.from_torch(theirs[name], **options)
+
+
+def initialised(model: nn.Module, recipe: Recipe) -> str | None:
+    """Starts the model as the recipe's `init` says; a line about it for people, or None where it says nothing."""
+    if recipe.init is None:
+        return None
+    options = dict(recipe.init)
+    name = named(options, "init", "xavier")
+    call(initialize, {"seed": recipe.seed, **options}, "init", name, model, name)
+    return name
+
+
+def named(options: dict[str, Any], where: str, example: str) -> str:
+    """Takes the name out of options. RecipeError where there is none."""
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}: say which by name, as in {where}: {{name: {example}}}.")
+    return name

@@ -7,7 +7,7 @@ rates, of which the best counts.
 
 Run:     python examples/fine_tuning.py
 Cost:    20 seconds
-Result:  fine-tuned on 200 digits, LeNet recognises at least 0.75 of 800 others, 0.05 more than from scratch
+Result:  fine-tuned on 100 digits, LeNet recognises at least 0.75 of 800 others, 0.15 more than from scratch
 """
 
 import os
@@ -114,4 +114,4 @@ print("from scratch: " + ", ".join(f"{accuracy:.3f} at {rate:g}" for rate, accur
 assert watch.moved[:2] == [{"classifier"}] * 2  # the features stood still for two epochs
 assert watch.moved[2:] == [{"classifier", "features"}] * (EPOCHS - 2)
 assert accuracies(tuned)[-1] >= 0.75
-assert accuracies(tuned)[-1] >= final[best] + 0.05
+assert accuracies(tuned)[-1] >= final[best] + 0.15

@@ -38,7 +38,7 @@ FACTORS = ("optimizer", "initialisation", "rate")
 
 
 def mnist(samples):
-    """The first training images, and a quarter as many of the last 10,000 for validation; [N, 1, 32, 32], from 0 to 1."""
+    """`[N, 1, 32, 32]`, from 0 to 1: the first training images, and a quarter as many others for validation."""
     os.environ.setdefault("GRADSTEP_DATA", str(Path(__file__).resolve().parents[2] / "shared" / "data"))
     images, labels = data.load_named("mnist").train.content
     train, valid = slice(samples), slice(50_000, 50_000 + samples // 4)

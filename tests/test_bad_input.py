@@ -107,6 +107,11 @@ class Dropped(Net):
     def forward(self, x):
         return nn.functional.dropout(self.layer(x), 0.5, self.training)
 
+class Activated(Net):
+    def __init__(self):
+        super().__init__()
+        self.activation = nn.ReLU()
+
 class Centred(Net):
     def forward(self, x):
         return self.layer(x) - self.layer(x).mean(0)
@@ -205,7 +210,7 @@ CASES: dict[str, list[str]] = {
     "a duration of nothing": ["evaluate_every=0 epochs"],
     "a missing key": ["optimizer=null"],
     "a plan that is not there": ["plan=measured"],
-    "a key that is not there yet": ["ema=0.99"],
+    "a key that is not there yet": ["precision=bf16"],
     "a micro-batch of nothing": ["micro_batch=0"],
     "a micro-batch that is not whole": ["micro_batch=1.5"],
     "accumulation as another trainer counts it": ["accumulate_grad_batches=4"],
@@ -229,6 +234,29 @@ CASES: dict[str, list[str]] = {
     "an unknown optimizer option": ["optimizer.learning_rate=0.1"],
     "an optimizer option of the wrong type": ["optimizer.lr=fast"],
     "a negative rate": ["optimizer.lr=-1"],
+    "a rate that is no number": ["optimizer.lr=.nan"],
+    "Nesterov without momentum": ["optimizer.nesterov=true"],
+    "Nesterov without momentum, in gradstep's SGD": ["optimizer={name: 'gradstep.optim:SGD', lr: 0.1, nesterov: true}"],
+    "L1 decay asked of torch's SGD": ["optimizer.weight_decay_l1=0.1"],
+    "a group's pattern without a match": ["groups={laier: {lr: 0.01}}"],
+    "a group's pattern left empty by an earlier one": ["groups={'layer*': {lr: 0.01}, '*.bias': {lr: 0.02}}"],
+    "a group's pattern for a layer without parameters": [
+        "model.class=mine:Activated", "groups={activation: {lr: 0.01}}"],
+    "an unknown option of a group": ["groups={layer: {learning_rate: 0.1}}"],
+    "an option of a group that another optimizer has": ["groups={layer: {betas: [0.9, 0.99]}}"],
+    "a group's option of the wrong type": ["groups={layer: {lr: fast}}"],
+    "a group's negative rate": ["groups={layer: {lr: -0.1}}"],
+    "a group that is no mapping": ["groups={layer: 0.01}"],
+    "a time to freeze until without a unit": ["groups={layer: {freeze: 3}}"],
+    "everything frozen": ["groups={'*': {freeze: true}}"],
+    "a decay of layers above one": ["groups={layer_decay: 1.5}"],
+    "a clip of nothing": ["clip=0"],
+    "a clip as another trainer calls it": ["max_grad_norm=1.0"],
+    "an average that never begins": ["ema={decay: 0.9, start: 5 epochs}"],
+    "an average without a decay": ["ema=1.5"],
+    "an unknown initialisation": ["init=xaver"],
+    "an unknown option of an initialisation": ["init={name: xavier, distribution: unifrom}"],
+    "an initialisation and weights": ["init=xavier", "model.weights=no.safetensors"],
     "an unknown criterion": ["criterion=CrossEntropy"],
     "an unknown criterion option": ["criterion={name: CrossEntropyLoss, smoothing: 0.1}"],
     "a weight for no term": ["criterion={terms: {a: CrossEntropyLoss}, weights: {b: 1.0}}"],
@@ -237,6 +265,16 @@ CASES: dict[str, list[str]] = {
     "a criterion that raises": ["criterion=mine:bad_loss"],
     "an unknown schedule": ["schedule=cosin"],
     "an unknown schedule option": ["schedule={name: cosine, warm_up: 1 epoch}"],
+    "a schedule of an option that is not there": ["schedule={momentun: constant}"],
+    "a schedule of torch's with an unknown argument": ["schedule={name: StepLR, stepsize: 3}"],
+    "a schedule of torch's that ends before the run": [
+        "epochs=4", "schedule={name: OneCycleLR, max_lr: 0.1, total_steps: 3}"],
+    "a scheduler of torch's that goes by a metric": ["schedule=ReduceLROnPlateau"],
+    "a schedule that goes by a metric, without validation": ["schedule=halve_on_plateau"],
+    "a schedule that goes by a metric that is not measured": [
+        "data.valid=0.25", "schedule={name: halve_on_plateau, metric: valid/acc}"],
+    "schedules in a row without times": ["schedule={name: join, parts: [constant, cosine], at: []}"],
+    "a negative time constant": ["schedule={name: inverse_time, decay: -1}"],
     "an unknown metric": ["metrics=[acuracy]"],
     "a metric that raises": ["metrics=[mine:bad_metric]"],
     "a metric for other outputs": ["metrics=[mse]"],

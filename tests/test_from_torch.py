@@ -221,6 +221,20 @@ def test_a_rate_held_in_a_tensor_is_computed_as_torch_does_it() -> None:
     assert [group["lr"].item() for group in optimizer.param_groups] == [torch.tensor(0.3).item(), 0.7]
 
 
+def test_a_built_scheduler_of_rates_in_tensors_leaves_the_tensors_alone() -> None:
+    optimizer, twin = optimizer_of("Adam", [torch.tensor(0.3)]), optimizer_of("Adam", [torch.tensor(0.3)])
+    schedule = schedules.from_torch(lr_scheduler.ExponentialLR(optimizer, 0.97))
+    assert same(ours(schedule, optimizer), stepped(lr_scheduler.ExponentialLR(twin, 0.97), twin, STEPS - 1))
+    assert held(optimizer, "lr") == [torch.tensor(0.3).item()]
+
+
+def test_what_an_earlier_scheduler_left_in_the_groups_is_not_looked_at() -> None:
+    used, fresh = optimizer_of(), optimizer_of(rates=[rate / 4 for rate in RATES])
+    lr_scheduler.LinearLR(used, 0.25)  # sets a quarter at once, and keeps the rest as initial_lr
+    schedule = schedules.from_torch("CosineAnnealingLR", T_max=200)
+    assert same(ours(schedule, used), stepped(lr_scheduler.CosineAnnealingLR(fresh, 200), fresh, STEPS - 1))
+
+
 MOMENTUM = [(name, options) for name, options in EVERY_CASE if name in ("OneCycleLR", "CyclicLR")]
 
 

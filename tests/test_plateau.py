@@ -20,7 +20,7 @@ from gradstep.errors import RecipeError
 from gradstep.schedules import Plateau, PlateauNumbers
 
 CLOCK = Clock(10, 100)
-BASES = [0.4, 1e-3, 3e-8, 0.0]
+BASES = [1.0, 0.4, 1e-3, 3e-8, 0.0]
 series = st.lists(st.one_of(st.floats(), st.integers(-2, 2).map(float), st.just(1.0)), max_size=60)
 rules = st.fixed_dictionaries(
     {
@@ -56,6 +56,7 @@ def both(rule: Any, options: dict[str, Any], values: list[float], mode: str) -> 
 
 @given(rules, st.sampled_from([0.0, 1e-3, 0.5]), series, st.sampled_from(["min", "max"]))
 @example({"factor": 0.5, "patience": 0, "cooldown": 0}, 0.0, [math.nan] * 40, "min")
+@example({"factor": 0.5, "patience": 0, "eps": 0.5}, 0.0, [1.0, 1.0], "min")  # the step is eps itself
 @example({"factor": 0.1, "patience": 1, "cooldown": 2}, 1e-3, [1.0] * 40, "max")
 def test_on_plateau_is_torchs_own_at_every_evaluation(
     options: dict[str, Any], least: float, values: list[float], mode: str

@@ -171,6 +171,12 @@ def test_a_joined_part_is_itself_from_its_own_beginning_under_a_clock_of_its_own
         assert rate(step, 0.3) == (own[0](step, 0.3) if step < at else own[1](step - at, 0.3))
 
 
+def test_a_part_that_the_run_does_not_reach_harms_nothing() -> None:
+    for part in ALL.values():
+        rate = schedules.resolve(schedules.join([schedules.constant(), part], at=["50 epochs"]), CLOCK)
+        assert {rate(step, 0.3) for step in range(CLOCK.total)} == {0.3}
+
+
 def test_nothing_here_is_about_rates_alone() -> None:
     rising = schedules.resolve(schedules.warmup("10 steps", start=0.5), CLOCK)
     assert [rising(s, 0.9) for s in (0, 9, 50)] == pytest.approx([0.9 * 0.55, 0.9, 0.9])

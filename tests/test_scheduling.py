@@ -71,11 +71,11 @@ def test_adams_first_beta_goes_by_the_name_of_momentum() -> None:
     assert run.state.optimizer.param_groups[0]["betas"] == (0.8, 0.99)
 
 
-def test_a_group_s_own_schedule_stands_before_the_run_s() -> None:
+def test_a_group_s_own_schedule_stands_before_the_run_s(tmp_path: Path) -> None:
     watch, model = Watch(), net()
     own = {"2": {"lr": 0.5, "schedule": schedules.constant()}}
     make = lambda _: torch.optim.SGD(gradstep.param_groups(model, own, lr=0.1))  # noqa: E731
-    fit(model, optimizer=make, schedule=falling, hooks=[watch])
+    fit(model, optimizer=make, schedule=falling, hooks=[watch], out=tmp_path)  # and a checkpoint can be written of it
     names = [group["name"] for group in make(None).param_groups]
     expected = {"2": lambda step: 0.5, "rest": lambda step: 0.1 / (1 + step)}
     assert watch.seen == [[(expected[name](step),) for name in names] for step in range(STEPS)]

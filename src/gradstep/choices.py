@@ -14,7 +14,7 @@ from gradstep import schedules
 from gradstep.errors import RecipeError, listed, nearest
 from gradstep.initialization import initialize
 from gradstep.objects import call, find_object
-from gradstep.optim import param_groups
+from gradstep.optim import SGD, param_groups
 from gradstep.recipe import Recipe
 
 _SPLITS = ("no_decay", "layer_decay")  # what `groups` may hold beside patterns, as `param_groups` takes it
@@ -25,6 +25,12 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> Callable[[Any], Optimizer]
     options = dict(recipe.optimizer)
     name = named(options, "optimizer", "SGD")
     make = find_object(name, "optimizer.name") if ":" in name else _torchs(name)
+    theirs, ours = (inspect.signature(each).parameters for each in (torch.optim.SGD, SGD))
+    for option in options:
+        if make is torch.optim.SGD and option in ours and option not in theirs:
+            raise RecipeError(
+                f"optimizer: torch's SGD takes no '{option}', and gradstep's does: optimizer.name=gradstep.optim:SGD"
+            )
     # Made once for a parameter of its own, so that a wrong option is found before anything else is built.
     call(make, options, "optimizer", name, [nn.Parameter(torch.zeros(1, 1))])
     if recipe.groups is None:

@@ -230,10 +230,9 @@ def fit(
         unpack=unpack,
         forward=forward,
     )
-    yes_or_no("evaluate_train", evaluate_train)
     session = Session(
         training,
-        {"valid": valid, "test": test, "train_clean": train if evaluate_train else None},
+        {"valid": valid, "test": test, "train_clean": train if yes_or_no("evaluate_train", evaluate_train) else None},
         batch_size=batch_size,
         workers=workers,
         metrics=metrics,

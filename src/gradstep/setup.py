@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,8 +146,6 @@ def assemble(
     yes_or_no("drop_last", drop_last)
     if (epochs is None) == (steps is None):
         raise RecipeError("say how long to train: either epochs or steps" + (", not both." if epochs else "."))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError("the model has no parameter that requires a gradient: there is nothing to train.")
     place = choose_device(device, model)
     model.to(place)
     if isinstance(criterion, nn.Module):
@@ -160,6 +159,9 @@ def assemble(
     plateaus = [plateau.numbers for plateau in scheduled.plateaus]
     state = TrainState(model, made, criterion, seed, ema=average, plateaus=plateaus)
     apply_freezing(made.param_groups, 0, clock)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        frozen = " in its first step" if any("freeze" in group for group in made.param_groups) else ""
+        raise ModelError(f"the model has no parameter that requires a gradient{frozen}: there is nothing to train.")
     notes += scheduled.notes
     update = Update(
         model,
@@ -209,10 +211,11 @@ def _whole(name: str, value: Any, least: int) -> None:
         raise RecipeError(f"{name}: {value!r} is not a whole number of at least {least}.")
 
 
-def yes_or_no(name: str, value: Any) -> None:
-    """RecipeError for what is neither True nor False."""
+def yes_or_no(name: str, value: Any) -> bool:
+    """The value. RecipeError for what is neither True nor False."""
     if not isinstance(value, bool):
         raise RecipeError(f"{name}: {value!r} is neither True nor False.")
+    return value
 
 
 def _feed(
@@ -276,6 +279,10 @@ def _optimizer(given: Any, model: nn.Module, criterion: Any, notes: list[str]) -
             "makes one, such as lambda parameters: torch.optim.SGD(parameters, lr=0.1)."
         )
     check_groups(made)
+    for number, base in enumerate(bases_of(made)):
+        for option in ("lr", "momentum", "weight_decay"):  # torch's classes let nan through
+            if not 0 <= base.get(option, 0.0) < math.inf:
+                raise RecipeError(f"optimizer: the {option} of its group {number} is {base[option]}, no finite number.")
     held = {id(p) for group in made.param_groups for p in group["params"]}
     if not held & set(own):
         raise ModelError("optimizer: it holds no parameter of this model. Was it made for another one, or a copy?")

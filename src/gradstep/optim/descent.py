@@ -137,15 +137,15 @@ class SGD(Optimizer):
             return
         if sparse:
             _check_sparse(group)
+        momentum, dampening, weight_decay = group["momentum"], group["dampening"], group["weight_decay"]
         if group["weight_decay_l1"]:
-            grads = _with_l1(group, params, grads)
-        weight_decay, momentum, dampening = group["weight_decay"], group["momentum"], group["dampening"]
+            grads, weight_decay = _with_decays(group, params, grads), 0.0
         if group["momentum_form"] == "inside":
             # torch's own velocity, run at rate 1 on gradients and a decay that are already multiplied by the rate.
             factor, rate = float(rate), 1.0
             grads, weight_decay = list(torch._foreach_mul(grads, factor)), weight_decay * factor
-        elif group["nesterov"] and _written_into(group, params):
-            grads = [gradient.clone() for gradient in grads]
+        elif group["nesterov"] and _by_foreach(group, params):
+            grads = [gradient.clone() for gradient in grads]  # that way adds Nesterov's velocity into them
         states = [self.state[parameter] for parameter in params] if momentum else []
         buffers = [state.get("momentum_buffer") for state in states]
         sgd(
@@ -174,17 +174,23 @@ def _decayed(group: dict[str, Any]) -> Any:
     return group["lr"] / (1 + steps * group["lr_decay"])
 
 
-def _with_l1(group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    """New gradients. To maximise, torch's rule turns them round; the decay has to come out of that as it was."""
-    decay = -group["weight_decay_l1"] if group["maximize"] else group["weight_decay_l1"]
-    return list(torch._foreach_add(grads, torch._foreach_sign(params), alpha=decay))
+def _by_foreach(group: Mapping[str, Any], params: list[Tensor]) -> bool:
+    """Whether torch will step over all tensors at once: where it is told to, and by default off the CPU."""
+    return group["foreach"] or (group["foreach"] is None and not group["fused"] and not params[0].is_cpu)
 
 
-def _written_into(group: Mapping[str, Any], params: list[Tensor]) -> bool:
-    """Whether torch's rule writes into `.grad`: its foreach way does, to add Nesterov's velocity there."""
-    by_default = group["foreach"] is None and not group["fused"] and not params[0].is_cpu
-    copied = group["weight_decay"] or group["weight_decay_l1"] or group["maximize"]
-    return not copied and (group["foreach"] or by_default)
+def _with_decays(group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """d in new tensors. To maximise, torch's rule turns them round, so the decays go in the other way."""
+    turn = -1 if group["maximize"] else 1
+    l1, l2 = turn * group["weight_decay_l1"], turn * group["weight_decay"]
+    if _by_foreach(group, params):
+        decayed = list(torch._foreach_add(grads, torch._foreach_sign(params), alpha=l1))
+    else:  # each sum into its sign's memory: on the CPU, fresh memory for large tensors costs more than the sums
+        signs = (parameter.sign() for parameter in params)
+        decayed = [torch.add(g, sign, alpha=l1, out=sign) for g, sign in zip(grads, signs, strict=True)]
+    if l2:
+        torch._foreach_add_(decayed, params, alpha=l2)
+    return decayed
 
 
 def _check_sparse(group: Mapping[str, Any]) -> None:

@@ -124,7 +124,8 @@ def _by_decay(model: nn.Module, groups: Sequence[_Group]) -> list[_Group]:
             parts.append(group)
             continue
         free = [each for each in group.members if _is_free(each, norms)]
-        parts += group.part(group.name, [each for each in group.members if each not in free])
+        kept = [each for each in group.members if not _is_free(each, norms)]
+        parts += group.part(group.name, kept)
         parts += group.part(f"{group.name} (no decay)", free, **{"weight_decay": 0.0, **dict.fromkeys(decays, 0.0)})
     return parts
 

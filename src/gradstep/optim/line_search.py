@@ -38,7 +38,7 @@ class Wolfe:
         return abs(point.slope) <= self.c2 * abs(self.start.slope)
 
 
-def search(at: Callable[[float], Point], wolfe: Wolfe, t: float, limit: int) -> Point:
+def strong_wolfe(at: Callable[[float], Point], wolfe: Wolfe, t: float, limit: int) -> Point:
     """A point that meets both conditions, beginning with step `t`, in at most `limit` (1 or more) evaluations.
 
     Where there are too few evaluations, or rounding hides the minimum: the lowest point found that falls, which may be

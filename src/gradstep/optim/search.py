@@ -17,7 +17,7 @@ from torch.optim import LBFGS
 
 from gradstep.errors import RecipeError
 from gradstep.optim.feval import Evaluations, Feval, check_vector
-from gradstep.optim.line_search import Point, Wolfe, search
+from gradstep.optim.line_search import Point, Wolfe, strong_wolfe
 from gradstep.optim.settings import Settings, check_slot
 
 Numbers = MutableMapping[str, Any]
@@ -110,7 +110,7 @@ def cg(feval: Feval, params: Tensor, config: Numbers | None = None, state: Numbe
         direction, slope = _direction(gradient, memory)
         start = Point(0.0, f, slope, gradient)
         line = _Line(evaluations, params, direction)
-        point = search(line, Wolfe(start, c1, c2), _first_trial(gradient, slope, memory), left)
+        point = strong_wolfe(line, Wolfe(start, c1, c2), _first_trial(gradient, slope, memory), left)
         line.go(point.t)
         iterations += 1
         if point.t == 0:
@@ -145,7 +145,7 @@ def _direction(gradient: Tensor, memory: Numbers) -> tuple[Tensor, float]:
     """The next direction and the slope along it: downhill again where the conjugate one does not descend."""
     if "direction" in memory:
         before = memory["gradient"]
-        beta = max(9.0, float(gradient.dot(gradient - before) / before.dot(before)))
+        beta = max(0.0, float(gradient.dot(gradient - before) / before.dot(before)))
         direction = torch.add(-gradient, memory["direction"], alpha=beta)
         slope = float(gradient.dot(direction))
         if slope < 0:

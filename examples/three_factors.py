@@ -6,8 +6,7 @@ from its last epoch. All runs see the same images in the same order, and start f
 
 Run:     python examples/three_factors.py
 Cost:    15 seconds for 2 x 2 x 2 runs on 1,000 images; --full, 5 x 4 x 4 runs on 20,000 images, 12 minutes on 2 cores
-Result:  the best combination is right for 80 % of the validation images or more, and each of the factors alone, the
-         other two as they are, moves that by 10 % or more somewhere in the table
+Result:  the best combination reaches a validation accuracy of 0.80, and each factor alone moves it by 0.10 or more
 """
 
 import argparse
@@ -91,14 +90,17 @@ def as_json(settings, cells):
     return json.dumps({"settings": settings, "cells": cells}, indent=1) + "\n"
 
 
+def shown(value):
+    return "diverged" if value is None else f"{value:.3f}"
+
+
 def as_markdown(settings, cells):
     rates, found = settings["rates"], {tuple(cell[factor] for factor in FACTORS): cell["accuracy"] for cell in cells}
     lines = ["| optimizer | initialisation | " + " | ".join(f"{rate:g}" for rate in rates) + " |"]
     lines.append("|---|---|" + "---|" * len(rates))
     for row in itertools.product(settings["optimizers"], settings["initialisations"]):
         values = [found[*row, rate] for rate in rates]
-        shown = ["diverged" if value is None else f"{value:.3f}" for value in values]
-        lines.append(f"| {' | '.join([*row, *shown])} |")
+        lines.append(f"| {' | '.join([*row, *map(shown, values)])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -136,7 +138,7 @@ for number, factors in enumerate(grid):
         value = accuracy(*factors, images, settings, options.out)
         cells.append({**dict(zip(FACTORS, factors, strict=True)), "accuracy": value})
         write(options.out / "table.json", as_json(settings, cells))
-    print("{:>10} {:>15} {:8g}".format(*factors), f"  {cells[number]['accuracy'] or 'diverged'}", flush=True)
+    print("{:>10} {:>15} {:8g}  ".format(*factors), shown(cells[number]["accuracy"]), flush=True)
 
 table = as_markdown(settings, cells)
 write(options.out / "table.md", table)

@@ -197,7 +197,7 @@ def edit(folder: Path, change: Any) -> None:
         (lambda m: m["files"].update({"model.safetensors": "?"}), r"MANIFEST\.json can't be read"),
         (lambda m: m.pop("files"), r"MANIFEST\.json can't be read"),
         (lambda m: m.update(files=[]), r"MANIFEST\.json can't be read"),
-        (lambda m: m.update(format=2), "format 2, and this gradstep reads 1"),
+        (lambda m: m.update(format=1), "format 1, and this gradstep reads 2"),
         (lambda m: m.update(step=11), "MANIFEST"),
     ],
 )

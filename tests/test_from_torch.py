@@ -231,8 +231,8 @@ def test_a_built_scheduler_of_rates_in_tensors_leaves_the_tensors_alone() -> Non
 def test_what_an_earlier_scheduler_left_in_the_groups_is_not_looked_at() -> None:
     used, fresh = optimizer_of(), optimizer_of(rates=[rate / 4 for rate in RATES])
     lr_scheduler.LinearLR(used, 0.25)  # sets a quarter at once, and keeps the rest as initial_lr
-    schedule = schedules.from_torch("CosineAnnealingLR", T_max=200)
-    assert same(ours(schedule, used), stepped(lr_scheduler.CosineAnnealingLR(fresh, 200), fresh, STEPS - 1))
+    schedule = schedules.from_torch("CosineAnnealingWarmRestarts", T_0=50)
+    assert same(ours(schedule, used), stepped(lr_scheduler.CosineAnnealingWarmRestarts(fresh, 50), fresh, STEPS - 1))
 
 
 MOMENTUM = [(name, options) for name, options in EVERY_CASE if name in ("OneCycleLR", "CyclicLR")]

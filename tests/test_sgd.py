@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradstep.errors import ModelError, RecipeError
+from gradstep.optim import descent
 from gradstep.optim.descent import SGD
 from gradstep.state import TrainState
 
@@ -244,6 +245,20 @@ def test_a_rate_as_a_tensor_is_the_number(o: dict[str, Any], seed: int) -> None:
         ends.append(params)
     for ours, theirs in zip(*ends, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+def test_the_way_and_sparseness_are_handed_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ways end in the same weights, so it is looked at here that the way asked for is the one taken."""
+    handed = []
+    monkeypatch.setattr(descent, "sgd", lambda *_, **options: handed.append(options))
+    for way in ({}, {"foreach": True}, {"foreach": False}, {"fused": True}):
+        layers = nn.ModuleList([nn.Embedding(3, 2, sparse=not way.get("fused")), nn.Linear(2, 2)])
+        optimizer = SGD(layers.parameters(), 0.1, **way)
+        layers[1](layers[0](torch.tensor([1]))).sum().backward()
+        optimizer.step()
+    assert [each["foreach"] for each in handed] == [None, True, False, None]
+    assert [each["fused"] for each in handed] == [None, None, None, True]
+    assert [each["has_sparse_grad"] for each in handed] == [True, True, True, False]
 
 
 def test_numbers_of_any_kind_are_kept_as_floats() -> None:

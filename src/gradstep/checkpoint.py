@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gradstep.errors import CheckpointError, StorageError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8,})")
 _FILES = {"model.safetensors", "optimizer.safetensors", "criterion.safetensors", "ema.safetensors", "state.json"}
 

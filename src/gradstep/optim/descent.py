@@ -144,8 +144,8 @@ class SGD(Optimizer):
             # torch's own velocity, run at rate 1 on gradients and a decay that are already multiplied by the rate.
             factor, rate = float(rate), 1.0
             grads, weight_decay = list(torch._foreach_mul(grads, factor)), weight_decay * factor
-        elif group["nesterov"] and _by_foreach(group, params):
-            grads = [gradient.clone() for gradient in grads]  # that way adds Nesterov's velocity into them
+        elif group["nesterov"] and _writes_into_gradients(group, params):
+            grads = [gradient.clone() for gradient in grads]
         states = [self.state[parameter] for parameter in params] if momentum else []
         buffers = [state.get("momentum_buffer") for state in states]
         sgd(
@@ -177,6 +177,12 @@ def _decayed(group: dict[str, Any]) -> Any:
 def _by_foreach(group: Mapping[str, Any], params: list[Tensor]) -> bool:
     """Whether torch will step over all tensors at once: where it is told to, and by default off the CPU."""
     return group["foreach"] or (group["foreach"] is None and not group["fused"] and not params[0].is_cpu)
+
+
+def _writes_into_gradients(group: Mapping[str, Any], params: list[Tensor]) -> bool:
+    """Whether torch would add Nesterov's velocity into `.grad` itself: that way does, unless there is a copy by then."""
+    copied = group["weight_decay_l1"] or group["weight_decay"] or group["maximize"]
+    return _by_foreach(group, params) and not copied
 
 
 def _with_decays(group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:

@@ -141,6 +141,12 @@ def test_one_cycle_moves_the_momentum_too_as_torch_does() -> None:
     assert watch.seen == expected
 
 
+def test_a_scheduler_of_torch_s_may_end_with_a_run_that_is_shorter_than_an_epoch(tmp_path: Path) -> None:
+    schedule = schedules.from_torch("OneCycleLR", max_lr=0.5, total_steps=3)
+    make = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)  # noqa: E731
+    assert fit(optimizer=make, schedule=schedule, epochs=None, steps=3, out=tmp_path).state.step == 3
+
+
 def test_a_schedule_that_does_not_fit_the_run_is_said_with_both_lengths(capsys: pytest.CaptureFixture[str]) -> None:
     fit(schedule=schedules.piecewise({"2 epochs": 0.1, "9 epochs": 0.01}), quiet=False)
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "schedule" in line and "note" in line]

@@ -15,7 +15,9 @@ import torch
 from gradstep import tree
 from gradstep.data import Feed, Source, Transform, augmentations, class_names, fingerprint, targets_in_memory
 from gradstep.data.order import VERSION
+from gradstep.errors import RecipeError
 from gradstep.optim.showing import table
+from gradstep.schedules import Rate
 from gradstep.setup import Training
 from gradstep.update.criterion import describe
 
@@ -129,7 +131,7 @@ def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) 
     source = feed if isinstance(feed, Feed) else None
     # A schedule is known by what it gives at two steps, so that a longer run may go on with the same one.
     some = [
-        value(step, base[option])
+        _asked(value, step, base[option])
         for own, base in zip(functions, state.bases, strict=True)
         for option, value in own.items()
         for step in (0, training.clock.steps_per_epoch)
@@ -151,6 +153,14 @@ def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) 
         "clip": asdict(training.clip) if training.clip else None,
         "ema": [state.ema.decay, state.ema.start, state.ema.evaluate] if state.ema else None,
     }
+
+
+def _asked(value: Rate, step: int, base: float) -> float | None:
+    """What a schedule gives; nothing where it is one of torch's that ends before this step."""
+    try:
+        return value(step, base)
+    except RecipeError:
+        return None
 
 
 def _in_short(files: Mapping[str, Any] | None) -> str | None:

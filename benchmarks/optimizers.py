@@ -3,7 +3,8 @@
 `optimizer.step()` alone, on LeNet (62,006 parameters in 10 tensors) and on an MLP of 3.8 million in 6, on one thread:
 
 - gradstep's against torch's, with options that torch has too: the two give the same bits;
-- gradstep's with L1 and L2 decay against the class of the document, written for today's torch.
+- gradstep's with L1 and L2 decay against the class of the document, written for today's torch;
+- torch's against itself: how far from 1 a ratio is here without any reason.
 
 Both step the same parameters, so that neither lies better in memory, and take turns as in benchmarks/updates.py. The
 document's class adds the decays into `.grad`: its `gradients_apart` shows that. A ratio below 1 is in our favour.
@@ -104,6 +105,11 @@ def against_torch(**options: Any) -> dict[str, Callable[[Any], Optimizer]]:
     }
 
 
+def torch_against_itself() -> dict[str, Callable[[Any], Optimizer]]:
+    """What this machine makes of no difference at all: the two velocities lie at different places."""
+    return {name: lambda params: torch.optim.SGD(params, 1e-7, momentum=0.9) for name in ("torch, first", "torch")}
+
+
 def against_the_document(momentum: float) -> dict[str, Callable[[Any], Optimizer]]:
     return {
         "gradstep": lambda params: SGD(params, 1e-7, momentum=momentum, weight_decay_l1=1e-6, weight_decay=1e-6),
@@ -112,12 +118,13 @@ def against_the_document(momentum: float) -> dict[str, Callable[[Any], Optimizer
 
 
 CONTESTS = {
-    "torch, plain": against_torch(),
-    "torch, momentum": against_torch(momentum=0.9),
-    "torch, Nesterov and L2": against_torch(momentum=0.9, nesterov=True, weight_decay=1e-6),
-    "torch, momentum, foreach": against_torch(momentum=0.9, foreach=True),
-    "document, L1 and L2": against_the_document(0.0),
-    "document, L1, L2 and momentum": against_the_document(0.9),
+    "torch by torch, momentum": torch_against_itself(),
+    "gradstep by torch, plain": against_torch(),
+    "gradstep by torch, momentum": against_torch(momentum=0.9),
+    "gradstep by torch, Nesterov and L2": against_torch(momentum=0.9, nesterov=True, weight_decay=1e-6),
+    "gradstep by torch, momentum, foreach": against_torch(momentum=0.9, foreach=True),
+    "gradstep by document, L1 and L2": against_the_document(0.0),
+    "gradstep by document, L1, L2 and momentum": against_the_document(0.9),
 }
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # steps in a block
     "LeNet": (LeNet, 40),
@@ -129,8 +136,8 @@ def main() -> None:
     torch.set_num_threads(1)
     results = {}
     for net, (model, block) in MODELS.items():
-        for opponent, contenders in CONTESTS.items():
-            name = f"{net}, against {opponent}"
+        for title, contenders in CONTESTS.items():
+            name = f"{net}: {title}"
             first, second = contenders
             results[name] = ratio(contest(model, contenders), (first, second), 100, block)
             print(name, json.dumps(results[name]), flush=True)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -393,3 +394,78 @@ def test_l6_an_explicit_gradient_for_the_output_is_half_the_sum_of_its_squares(
     assert torch.equal(gradient, output.detach())
     for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12 * scale)
+
+
+class ClippedExp(torch.autograd.Function):
+    """The document's custom function: its own forward, its own backward."""
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor) -> Tensor:
+        outputs = inputs.clamp(max=2.0).exp()
+        context.save_for_backward(inputs, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        inputs, outputs = context.saved_tensors
+        return gradient * outputs * (inputs <= 2.0)
+
+
+class WithOwnFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.second(ClippedExp.apply(self.first(inputs)))
+        return outputs
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_p3_a_custom_function_trains_as_autograd_s_own_would(micro_batch: int | None) -> None:
+    class Plain(WithOwnFunction):
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.second(self.first(inputs).clamp(max=2.0).exp())
+            return outputs
+
+    data = (torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 2, dtype=torch.float64))
+    models = []
+    for kind in (WithOwnFunction, Plain):
+        torch.manual_seed(0)
+        models.append(kind().double())
+        make = lambda p: torch.optim.SGD(p, lr=0.05)  # noqa: E731
+        gradstep.fit(
+            models[-1], nn.MSELoss(), data, optimizer=make, epochs=3, batch_size=6, micro_batch=micro_batch, quiet=True
+        )
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert (one - other).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+    lambda p: gradstep.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, weight_decay_l1=0.1),
+])  # fmt: skip
+def test_p3_a_frozen_parameter_has_no_gradient_and_keeps_its_bits(make: Any) -> None:
+    model, calls = WithOwnFunction(), []
+    model.first.weight.requires_grad_(False)
+    model.register_forward_hook(lambda *_: calls.append(1))  # the model is called, never its forward
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    gradstep.fit(
+        model, nn.MSELoss(), (torch.randn(8, 3), torch.randn(8, 2)), optimizer=make, epochs=3, batch_size=4, quiet=True
+    )
+    assert model.first.weight.grad is None
+    unmoved = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    assert unmoved == ["first.weight"]
+    assert len(calls) >= 6
+
+
+def test_p3_a_loss_without_a_graph_is_a_named_error() -> None:
+    def cut_off(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs.detach(), targets)
+
+    with pytest.raises(gradstep.errors.ModelError, match="graph"):
+        gradstep.fit(
+            WithOwnFunction(), cut_off, (torch.randn(8, 3), torch.randn(8, 2)),
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1), epochs=1, batch_size=4, quiet=True,
+        )  # fmt: skip

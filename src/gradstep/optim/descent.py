@@ -180,7 +180,7 @@ def _by_foreach(group: Mapping[str, Any], params: list[Tensor]) -> bool:
 
 
 def _writes_into_gradients(group: Mapping[str, Any], params: list[Tensor]) -> bool:
-    """Whether torch would add Nesterov's velocity into `.grad` itself: that way does, unless there is a copy by then."""
+    """Whether torch would add Nesterov's velocity into `.grad` itself: that way does, unless it is a copy by then."""
     copied = group["weight_decay_l1"] or group["weight_decay"] or group["maximize"]
     return _by_foreach(group, params) and not copied
 

@@ -28,6 +28,11 @@ from gradstep.recipe import builtin, builtin_text
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).parent / "records" / "results.json"
 SEEDS = (0, 1, 2)  # of the recipe that is held against a table
+# What an example is run with here, where that is more than a test has time for.
+IN_FULL = {
+    "five_levels.py": ["--seeds", *map(str, range(10))],
+    "three_factors.py": ["--full", "--threads", "2", "--record", str(RECORD.with_name("three_factors.json"))],
+}
 
 
 def stated(recipe: str) -> tuple[str, str, float]:
@@ -109,12 +114,14 @@ def run_example(path: Path) -> dict[str, object]:
     """Runs a program that asserts the result its docstring states."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, str(path)], cwd=folder, capture_output=True, text=True)
+        more = IN_FULL.get(path.name, [])
+        done = subprocess.run([sys.executable, str(path), *more], cwd=folder, capture_output=True, text=True)
         seconds = time.perf_counter() - began
     stated = re.search(r"^Result:\s+(.*)$", path.read_text(), flags=re.MULTILINE)
     assert stated, f"{path.name} states no result"
     return {
         "example": path.name,
+        **({"arguments": [each for each in more if not each.startswith("/")]} if more else {}),
         "stated": stated[1],
         "last_line": done.stdout.splitlines()[-1] if done.stdout else done.stderr,
         "seconds": round(seconds, 1),

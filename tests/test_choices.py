@@ -123,6 +123,11 @@ def test_init(spec: Any) -> None:
     assert same(by_recipe(init=spec), by_hand(sgd, model))
 
 
+def test_what_init_has_touched_is_said() -> None:
+    (note,) = gradstep.build(gradstep.Recipe.parse(BASE | {"init": "kaiming"})).notes
+    assert note == "init: kaiming uniform: 2 weights set, 3 biases zero, 1 norm weight one"
+
+
 def test_clip_and_ema() -> None:
     ours = by_recipe(clip={"value": 0.05}, ema={"decay": 0.9, "start": "1 epoch"})
     theirs = by_hand(sgd, clip={"value": 0.05}, ema={"decay": 0.9, "start": "1 epoch"})

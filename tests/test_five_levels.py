@@ -1,4 +1,7 @@
-"""The five levels of `examples/five_levels.py` have the same losses, from ten starts."""
+"""The five levels of `examples/five_levels.py` have the same losses at every step.
+
+Here from the two starts of ten whose losses are furthest apart; `make results` has all ten, and test_examples.py the first.
+"""
 
 import runpy
 import sys
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 PROGRAM = Path(__file__).resolve().parents[1] / "examples" / "five_levels.py"
-SEEDS = range(10)
+SEEDS = (5, 6)
 
 
 @pytest.fixture(scope="module")

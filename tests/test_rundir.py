@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,13 @@ def test_latest_is_the_newest_run_by_its_word_and_by_its_path(tmp_path: Path) ->
     assert RunDir.find("latest", tmp_path / "runs") == RunDir.find(tmp_path / "runs" / "latest") == made[-1]
     with pytest.raises(OutputError, match="there is no run 'latest'"):
         RunDir.find("latest", tmp_path / "none")
+
+
+def test_a_run_killed_in_its_first_moment_can_be_gone_on_with(tmp_path: Path) -> None:
+    """Its folder was there, and the folder of its checkpoints not yet."""
+    (tmp_path / "0001-net").mkdir()
+    place, resumed = RunDir.choose(tmp_path, "net", "net", resume=True)
+    assert place is not None
+    assert (place.path.name, resumed) == ("0001-net", True)
+    os.close(place.held())
+    assert list(place.checkpoints.iterdir()) == []

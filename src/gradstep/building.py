@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gradstep import checkpoint, data, metrics
-from gradstep.choices import initialised, named, optimizer_of, schedule_of
+from gradstep.choices import about_start, named, optimizer_of, schedule_of, start
 from gradstep.data import Splits
 from gradstep.errors import (
     CheckpointError,
@@ -88,7 +88,7 @@ def build(recipe: Recipe) -> Built:
         "unpack": optional(recipe.unpack, "unpack"),
         "forward": optional(recipe.forward, "forward"),
     }
-    return Built(_resolved(recipe, splits), arguments, splits.notes)
+    return Built(_resolved(recipe, splits), arguments, splits.notes + about_start(model, recipe))
 
 
 def _resolved(recipe: Recipe, splits: Splits) -> Recipe:
@@ -114,7 +114,7 @@ def build_model(recipe: Recipe) -> nn.Module:
         raise RecipeError(f"model.class: '{what}' gives {type(model).__name__}, not a torch.nn.Module.")
     if weights is not None and recipe.init is not None:
         raise RecipeError("init: model.weights would be written over it. Leave one of the two out.")
-    initialised(model, recipe)
+    start(model, recipe)
     if weights is not None:
         load_module(model, read_weights(Path(weights))[0])
     return model

@@ -12,7 +12,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from gradstep import schedules
 from gradstep.errors import RecipeError, listed, nearest
-from gradstep.initialization import initialize
+from gradstep.initialization import initialize, plan_initialization, summary
 from gradstep.objects import call, find_object
 from gradstep.optim import SGD, param_groups
 from gradstep.recipe import Recipe
@@ -95,14 +95,20 @@ def schedule_of(spec: Any, where: str = "schedule") -> Any:
     return schedules.from_torch(theirs[name], **options)
 
 
-def initialised(model: nn.Module, recipe: Recipe) -> str | None:
-    """Starts the model as the recipe's `init` says; a line about it for people, or None where it says nothing."""
+def start(model: nn.Module, recipe: Recipe) -> None:
+    """Starts the model's weights as the recipe's `init` says, if it says anything."""
+    if recipe.init is not None:
+        options = dict(recipe.init)
+        name = named(options, "init", "xavier")
+        call(initialize, {"seed": recipe.seed, **options}, "init", name, model, name)
+
+
+def about_start(model: nn.Module, recipe: Recipe) -> tuple[str, ...]:
+    """A line for people about what `init` has set, and what it has left as it was."""
     if recipe.init is None:
-        return None
-    options = dict(recipe.init)
-    name = named(options, "init", "xavier")
-    call(initialize, {"seed": recipe.seed, **options}, "init", name, model, name)
-    return name
+        return ()
+    options = {option: value for option, value in recipe.init.items() if option != "seed"}
+    return (f"init: {summary(plan_initialization(model, **options))}",)
 
 
 def named(options: dict[str, Any], where: str, example: str) -> str:

@@ -104,6 +104,7 @@ class RunDir:
 
         The lock is on the folder of checkpoints itself, so that no file of it is left anywhere.
         """
+        self.checkpoints.mkdir(exist_ok=True)  # a kill in a run's first moment may have come before it
         descriptor = os.open(self.checkpoints, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

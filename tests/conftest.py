@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start; before torch is imported
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -8,7 +8,7 @@ demo: .venv/ready
 	$(BIN)/gradstep train digits
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

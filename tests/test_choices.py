@@ -202,7 +202,10 @@ def test_every_schedule_that_needs_nothing_has_a_name() -> None:
     ("spec", "said"),
     [
         ({"lr": 0.1}, r"schedule\.lr: 0\.1 is neither a name nor like"),
-        ({"name": "join", "parts": "cosine", "at": []}, r"schedule\.parts: 'cosine' is no list"),
+        (
+            {"name": "join", "parts": "cosine", "at": []},
+            r"schedule\.parts: join is made of a list of schedules, and this is 'cosine'",
+        ),
         ({"name": "product", "parts": ["cosin"]}, r"schedule\.parts\.0: there is no 'cosin'.*Did you mean 'cosine'"),
         ({"name": "StepLR"}, r"StepLR\(\) raised TypeError.*step_size"),
         ({"name": "steplr"}, r"there is no 'steplr'.*Did you mean 'StepLR'"),
@@ -231,7 +234,7 @@ def test_the_timetable_has_a_row_for_every_change_and_no_other() -> None:
 
 def test_the_timetable_shows_each_group_and_option() -> None:
     shown = lines(groups={"head": {"lr": 0.5}}, schedule={"lr": "cosine", "momentum": "constant"})
-    assert shown[0].split() == ["step", "epoch", "lr", "momentum", "lr/rest", "momentum/rest"]
+    assert shown[0].split() == ["step", "epoch", "lr/head", "momentum/head", "lr/rest", "momentum/rest"]
     assert len(shown) == 13
     assert shown[1].split() == ["0", "1", "0.5", "0.9", "0.1", "0.9"]
 

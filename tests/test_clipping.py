@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,10 @@ def trained(**more: Any) -> list[torch.Tensor]:
     return [parameter.detach() for parameter in model.parameters()]
 
 
+def in_groups(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": [each]} for each in reversed(list(parameters))], lr=0.05, momentum=0.9)
+
+
 class Norms:
     """The gradients' common norm and largest element as the optimizer sees them, after each step."""
 
@@ -49,7 +54,7 @@ class Norms:
 
 
 @pytest.mark.parametrize("clip", [0.5, {"norm": 0.5, "type": math.inf}, {"norm": 2, "type": 1.0}, {"value": 0.01}])
-def test_a_run_that_clips_is_the_textbook_loop_with_torchs_function(clip: Any) -> None:
+def test_a_run_that_clips_is_the_textbook_loop_with_torchs_function(clip: Any, tmp_path: Path) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     feed = gradstep.data.Feed(gradstep.data.as_source(data(), "train"), 8, shuffle=True, seed=0)
@@ -64,8 +69,10 @@ def test_a_run_that_clips_is_the_textbook_loop_with_torchs_function(clip: Any) -
             norm, kind = (clip["norm"], clip["type"]) if isinstance(clip, dict) else (clip, 2.0)
             torch.nn.utils.clip_grad_norm_(model.parameters(), norm, norm_type=kind)
         optimizer.step()
-    ours = trained(clip=clip)
+    ours = trained(clip=clip, out=tmp_path)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, model.parameters(), strict=True))
+    backwards = trained(clip=clip, optimizer=in_groups)  # whatever the groups, the norm is summed in the model's order
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(backwards, ours, strict=True))
     assert not all(torch.equal(mine, plain) for mine, plain in zip(ours, trained(), strict=True))
 
 
@@ -120,7 +127,7 @@ def test_alone_in_a_plain_loop_it_scales_or_leaves_alone(limit: float, numbers: 
         ("1", r"clip\.norm: '1'"),
         ({"nrom": 1.0}, r"there is no 'nrom'.*Did you mean 'norm'"),
         ({"norm": 1.0, "value": 1.0}, r"one of them"),
-        ({"value": 1.0, "type": 2.0}, r"one of them"),
+        ({"value": 1.0, "type": 2.0}, r"type is a norm's"),
         ({}, r"give a norm"),
     ],
 )
@@ -129,3 +136,9 @@ def test_a_wrong_setting_is_an_error_before_the_first_step(clip: Any, said: str)
     with pytest.raises(RecipeError, match=said):
         trained(clip=clip, hooks=[watch])
     assert watch.norms == []
+
+
+@pytest.mark.parametrize("wrong", [{}, {"norm": -1.0}, {"norm": 1.0, "value": 0.5}, {"value": math.inf}])
+def test_made_by_hand_it_is_checked_too(wrong: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match=r"^clip"):
+        Clip(**wrong)

@@ -20,9 +20,9 @@ FLOORS = [
     {"errors", "keys", "tree", "clock", "yaml12"},
     {"data", "update", "optim", "schedules", "initialization", "metrics"},
     {"state", "rundir", "checkpoint", "record"},
-    {"scheduling", "timetable", "step", "plan", "evaluation", "hooks", "stopping", "setup", "check", "keeper",
-     "interrupt", "facts", "run", "rehearsal", "session", "loop"},
-    {"recipe", "objects", "parts", "choices", "default", "building", "models", "recipes", "cli", "__main__"},
+    {"scheduling", "timetable", "step", "plan", "evaluation", "hooks", "stopping", "setup", "meaning", "check",
+     "keeper", "interrupt", "facts", "run", "rehearsal", "session", "loop"},
+    {"words", "recipe", "objects", "parts", "choices", "default", "building", "models", "recipes", "cli", "__main__"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

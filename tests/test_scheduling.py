@@ -93,13 +93,20 @@ def test_the_rows_hold_the_rate_of_every_group() -> None:
 @pytest.mark.parametrize(
     ("schedule", "error", "said"),
     [
+        (schedules.cosine, RecipeError, r"cosine is what makes a schedule. Call it, as in schedules\.cosine"),
+        ("cosine", RecipeError, r"'cosine' is neither a function .* such as schedules\.cosine\(warmup='1 epoch'\)"),
+        (torch.optim.lr_scheduler.StepLR, RecipeError, r"schedules\.from_torch\(scheduler, every='1 epoch'\)"),
         ({"momentun": falling}, RecipeError, r"SGD has no number called 'momentun'.*Did you mean 'momentum'"),
         ({"momentum": 0.9}, RecipeError, r"schedule\.momentum: 0\.9 is neither"),
         (lambda step, base: -base, RecipeError, r"asked for step 0 and base 0\.1, it gave -0\.1, no rate"),
         (lambda step, base: base / step, gradstep.errors.UserCodeError, r"step 0 .* raised ZeroDivisionError"),
         (lambda step, base: float("nan") if step == STEPS - 1 else base, RecipeError, r"step 11 .* it gave nan"),
         ({"lr": lambda step, base: "0.1"}, RecipeError, r"it gave '0\.1', no rate"),
-        (schedules.halve_on_plateau(metric="valid/acuracy"), RecipeError, r"monitor: there is no 'valid/acuracy'"),
+        (
+            schedules.halve_on_plateau(metric="valid/acuracy"),
+            RecipeError,
+            r"schedule\.metric: there is no 'valid/acuracy'",
+        ),
     ],
 )
 def test_what_can_not_work_is_refused_before_the_first_step(schedule: Any, error: type, said: str) -> None:
@@ -107,6 +114,21 @@ def test_what_can_not_work_is_refused_before_the_first_step(schedule: Any, error
     with pytest.raises(error, match=said):
         fit(schedule=schedule, hooks=[watch])
     assert watch.seen == []
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), None])
+def test_no_step_is_made_at_a_rate_that_is_none(wrong: Any, tmp_path: Path) -> None:
+    """A run of 3,000 steps is not asked for each of them before; it is as each is set."""
+    model, start = net(), net()[0].weight
+    bad = lambda step, base: wrong if step == 7 else base  # noqa: E731
+    with pytest.raises(RecipeError, match=r"asked for step 7 and base 0\.1, it gave (-1\.0|nan|inf|None), no rate"):
+        fit(schedule=bad)
+    watch = Watch()
+    with pytest.raises(RecipeError, match=r"asked for step 7 .*, no rate"):
+        fit(model, schedule=bad, epochs=750, hooks=[watch])
+    assert len(watch.seen) == 7
+    assert not torch.equal(model[0].weight, start)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def test_a_scheduler_built_on_another_optimizer_is_refused() -> None:
@@ -273,6 +295,67 @@ def test_replacing_by_an_optimizer_of_another_model_changes_nothing() -> None:
     assert len(list(each)) == STEPS - 1
 
 
+def test_a_rate_set_by_hand_before_the_first_step_is_not_overwritten_either() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    each = steps(model, optimizer, schedule=falling)
+    optimizer.param_groups[0]["lr"] = 0.5
+    with pytest.raises(RecipeError, match=r"set by hand to 0\.5"):
+        next(each)
+
+
+def test_a_group_added_under_a_schedule_is_told() -> None:
+    model, more = net(), nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    each = steps(model, optimizer, schedule=falling)
+    next(each)
+    optimizer.add_param_group({"params": [more]})
+    with pytest.raises(RecipeError, match=r"had 1 groups when its schedule was made, and now 2"):
+        next(each)
+
+
+def test_what_was_frozen_for_a_time_thaws_under_the_optimizer_that_takes_over() -> None:
+    model = net()
+    each = steps(model, frozen_at_first("1 epoch", model))
+    next(each)
+    assert not model[0].weight.requires_grad
+    each.replace_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    before = model[0].weight.detach().clone()
+    next(each)
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_a_plateau_of_the_same_rule_goes_on_under_the_optimizer_that_takes_over() -> None:
+    model = net()
+    plateau = schedules.halve_on_plateau()
+    groups = gradstep.param_groups(model, {"0": {"schedule": schedules.on_plateau(0.1)}}, lr=0.8, momentum=0.9)
+    each = steps(model, torch.optim.SGD(groups, lr=0.8), schedule=plateau)
+    next(each)
+    assert not each.observe(1.0)
+    assert each.observe(1.0)
+    each.replace_optimizer(torch.optim.SGD(model.parameters(), lr=0.8, momentum=0.9))  # one plateau fewer
+    assert next(each).rates == (0.4,)
+    assert len(each.state.plateaus) == 1
+
+
+def test_a_metric_that_no_schedule_goes_by_is_told() -> None:
+    model = net()
+    make = lambda p: torch.optim.SGD(p, lr=0.8, momentum=0.8)  # noqa: E731
+    with pytest.raises(RecipeError, match="no schedule goes by a metric"):
+        steps(model, make, schedule=falling).observe(1.0)
+    two = {"lr": schedules.halve_on_plateau("valid/loss"), "momentum": schedules.halve_on_plateau("valid/acc", "max")}
+    each = steps(model, make, schedule=two)
+    with pytest.raises(RecipeError, match="Say which: metric="):
+        each.observe(1.0)
+    with pytest.raises(RecipeError, match="no schedule goes by valid/other"):
+        each.observe(1.0, metric="valid/other")
+    for _ in range(2):
+        each.observe(1.0, metric="valid/loss")
+    next(each)
+    group = each.state.optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"]) == (0.4, 0.8)
+
+
 def test_in_an_own_loop_a_plateau_is_told_by_hand() -> None:
     model, rates = net(), []
     each = steps(model, lambda p: torch.optim.SGD(p, lr=0.8), schedule=schedules.halve_on_plateau())
@@ -313,8 +396,42 @@ def test_a_run_resumed_around_the_thaw_is_the_same_bit_for_bit(tmp_path: Path) -
     for epoch in (1, 2):
         run("parts", resume=epoch > 1, hooks=[InterruptAt(epoch)])
     parts = run("parts", resume=True)
-    for name in ("metrics.jsonl", "model.safetensors", "checkpoints/step-00000012/optimizer.safetensors"):
+    last = "checkpoints/step-00000012"
+    for name in ("metrics.jsonl", "model.safetensors", f"{last}/optimizer.safetensors", f"{last}/state.json"):
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ({"schedule": schedules.halve_on_plateau()}, {"schedule": schedules.on_plateau(0.01)}, "schedule by a metric"),
+        (
+            {"schedule": schedules.piecewise({"1 epoch": 0.1})},
+            {"schedule": schedules.piecewise({"1 epoch": 0.5})},
+            "the schedule",
+        ),
+        ({"clip": 1.0}, {"clip": {"value": 1.0}}, "clip"),
+        ({}, {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5)}, "what SGD is given"),
+    ],
+)
+def test_a_resume_under_other_settings_is_refused(then: Any, now: Any, said: str, tmp_path: Path) -> None:
+    fit(**then, out=tmp_path, name="net", hooks=[InterruptAt(2)])
+    with pytest.raises(gradstep.errors.CheckpointError, match=said):
+        fit(**(then | now), out=tmp_path, name="net", resume=True)
+    assert fit(**then, out=tmp_path, name="net", resume=True).state.step == STEPS
+
+
+def test_a_resume_with_another_time_to_thaw_is_refused(tmp_path: Path) -> None:
+    model = net()
+    fit(model, optimizer=frozen_at_first("1 epoch", model), out=tmp_path, name="net", hooks=[InterruptAt(1)])
+    with pytest.raises(gradstep.errors.CheckpointError, match="freeze was"):
+        fit(model, optimizer=frozen_at_first("2 epochs", model), out=tmp_path, name="net", resume=True)
+
+
+def test_what_is_frozen_longer_than_the_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    model = net()
+    fit(model, optimizer=frozen_at_first("9 epochs", model), quiet=False)
+    assert "'0' is frozen for 9 epochs, and the run has 12 steps" in capsys.readouterr().out
 
 
 def test_what_is_frozen_for_good_keeps_no_gradient_and_its_bits() -> None:

@@ -15,6 +15,7 @@ from gradstep.errors import RecipeError, listed, nearest
 from gradstep.initialization import initialize, plan_initialization, summary
 from gradstep.objects import call, find_object
 from gradstep.optim import SGD, param_groups
+from gradstep.optim.options import known_options
 from gradstep.recipe import Recipe
 
 _SPLITS = ("no_decay", "layer_decay")  # what `groups` may hold beside patterns, as `param_groups` takes it
@@ -67,6 +68,12 @@ def schedule_of(spec: Any, where: str = "schedule") -> Any:
     if spec is None:
         return None
     if isinstance(spec, Mapping) and "name" not in spec:
+        for option in spec:
+            if option not in known_options():
+                raise RecipeError(
+                    f"{where}: say which by name, as in {where}: {{name: cosine}}; or for each option of the "
+                    f"optimizer, as in {where}: {{lr: cosine}}. '{option}' is none.{nearest(option, known_options())}"
+                )
         return {option: schedule_of(each, f"{where}.{option}") for option, each in spec.items()}
     if not isinstance(spec, (str, Mapping)):
         raise RecipeError(f"{where}: {spec!r} is neither a name nor like {{name: cosine, warmup: 1 epoch}}.")
@@ -75,15 +82,14 @@ def schedule_of(spec: Any, where: str = "schedule") -> Any:
     if ":" in name:
         found = find_object(name, f"{where}.name")
         return call(found, options, where, name) if options or inspect.isclass(found) else found
-    if "parts" in options:
-        parts = options.pop("parts")
+    if name in ("product", "join"):
+        parts = options.pop("parts", None)
         if not isinstance(parts, list):
-            raise RecipeError(f"{where}.parts: {parts!r} is no list of schedules.")
+            raise RecipeError(f"{where}.parts: {name} is made of a list of schedules, and this is {parts!r}.")
         made = [schedule_of(each, f"{where}.parts.{number}") for number, each in enumerate(parts)]
         if name == "product":
             return call(schedules.product, options, where, name, *made)
-        if name == "join":
-            return call(schedules.join, options, where, name, made)
+        return call(schedules.join, options, where, name, made)
     if name in schedules.NAMES:
         return call(schedules.NAMES[name], options, where, name)
     theirs = {n: c for n, c in vars(lr_scheduler).items() if inspect.isclass(c) and n.endswith("LR")}

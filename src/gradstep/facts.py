@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from gradstep import tree
-from gradstep.data import Feed, Source, Transform, augmentations, class_names, fingerprint, targets_in_memory
-from gradstep.data.order import VERSION
-from gradstep.errors import RecipeError
+from gradstep.data import Feed, Source, Transform, class_names, fingerprint, targets_in_memory
 from gradstep.optim.showing import table
-from gradstep.schedules import Rate
 from gradstep.setup import Training
 from gradstep.update.criterion import describe
 
@@ -64,11 +59,10 @@ def of_model(training: Training) -> list[tuple[str, str]]:
         lines.append(("", f"{name}: {type(part).__name__}, {size:,}"))
     if len(parts) > _LAYERS:
         lines.append(("", f"... and {len(parts) - _LAYERS} more"))
-    first = dict(optimizer.param_groups[0])
-    first |= {
-        o: v for o, v in state.bases[0].items() if o in first
-    }  # a resumed run's group holds the rate of its last step
-    options = [f"{name} {value:g}" for name, value in first.items() if _says_something(name, value)]
+    # A resumed run's groups hold the rates of its last step. What differs between groups is in their table.
+    first = {option: value for option, value in state.bases[0].items() if option in optimizer.param_groups[0]}
+    shared = {o: v for o, v in first.items() if all(base.get(o) == v for base in state.bases)}
+    options = [f"{name} {value:g}" for name, value in shared.items() if value or name == "lr"]
     more = f", {len(optimizer.param_groups)} groups" if len(optimizer.param_groups) > 1 else ""
     lines.append(("training", f"{describe(state.criterion)}, {type(optimizer).__name__} {' '.join(options)}{more}"))
     if training.clip is not None:
@@ -102,14 +96,10 @@ def of_rates(training: Training) -> list[tuple[str, str]]:
             values = [value(step, base[option]) for step in some]
             which = "" if option == "lr" else f"{option} "
             name = training.state.optimizer.param_groups[number].get("name", number)
-            group = f" (group {name})" if number else ""
+            group = f" (group {name})" if len(bases) > 1 else ""
             text = f"{values[0]:.3g} at the first step, {max(values):.3g} at most, {values[-1]:.3g} at the last"
             lines[f"{which}{text}{group}"] = None
     return [("rate" if not number else "", line) for number, line in enumerate(lines)]
-
-
-def _says_something(name: str, value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and (value != 0 or name == "lr")
 
 
 def about_data(source: Source | None) -> dict[str, Any]:
@@ -123,48 +113,6 @@ def about_data(source: Source | None) -> dict[str, Any]:
         "transforms": [transform.document() for transform in transforms],
         "files": fingerprint(source),
     }
-
-
-def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) -> dict[str, Any]:
-    """What a resume must find as it was, `about` being `about_data`'s. A step means more: code is not looked at."""
-    state, feed, functions = training.state, training.feed, training.scheduled.functions
-    source = feed if isinstance(feed, Feed) else None
-    # A schedule is known by what it gives at two steps, so that a longer run may go on with the same one.
-    some = [
-        _asked(value, step, base[option])
-        for own, base in zip(functions, state.bases, strict=True)
-        for option, value in own.items()
-        for step in (0, training.clock.steps_per_epoch)
-    ]
-    return {
-        "the order's algorithm": VERSION,
-        "seed": state.seed,
-        "the number of training samples": len(source.source) if source else None,
-        "the content of the data behind the training part": _in_short(about.get("files")),
-        "the content of the data behind the validation part": _in_short(fingerprint(valid)) if valid else None,
-        "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
-        "batch_size": source.batch_size if source else None,
-        "the number of steps in an epoch": training.clock.steps_per_epoch,
-        "dropout": training.update.dropout,
-        "stat_group": training.update.stat_group,
-        "the criterion": describe(state.criterion),
-        "the learning rate": list(state.base_rates),
-        "the schedule": some or None,
-        "clip": asdict(training.clip) if training.clip else None,
-        "ema": [state.ema.decay, state.ema.start, state.ema.evaluate] if state.ema else None,
-    }
-
-
-def _asked(value: Rate, step: int, base: float) -> float | None:
-    """What a schedule gives; nothing where it is one of torch's that ends before this step."""
-    try:
-        return value(step, base)
-    except RecipeError:
-        return None
-
-
-def _in_short(files: Mapping[str, Any] | None) -> str | None:
-    return f"{files['bytes']:,} bytes ({files['content'][:12]})" if files else None
 
 
 def environment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from gradstep import checkpoint
 from gradstep.clock import Clock, Duration
 from gradstep.errors import CheckpointError, DivergedError, RecipeError, nearest
+from gradstep.meaning import changed
 from gradstep.record import Journal
 from gradstep.rundir import RunDir
 from gradstep.state import Tensors, TrainState, module_tensors
@@ -81,11 +82,11 @@ class Keeper:
 
     def _refuse_another_run(self, numbers: Mapping[str, Any]) -> None:
         assert self.place is not None
-        for what, now in self.meaning.items():
-            if (then := numbers["meaning"].get(what, now)) != now:  # an earlier version may not have kept it
-                raise CheckpointError(
-                    f"{self.place.path}: {what} was {then} and is {now}: the run can't go on as it began."
-                )
+        if (found := changed(numbers["meaning"], self.meaning, numbers["step"])) is not None:
+            what, then, now = found
+            raise CheckpointError(
+                f"{self.place.path}: {what} was {then} and is {now}: the run can't go on as it began."
+            )
 
     @staticmethod
     def _resumable(step: int, clock: Clock) -> bool:

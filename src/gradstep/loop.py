@@ -83,6 +83,7 @@ class Steps:
 
     def __init__(self, training: Training) -> None:
         self._training, self._each = training, _owned(training)
+        training.scheduled.expect(training.state)
 
     def __iter__(self) -> Steps:
         return self
@@ -98,10 +99,12 @@ class Steps:
     def state(self) -> TrainState:
         return self._training.state
 
-    def observe(self, value: float, higher: bool = False) -> bool:
-        """Tells a schedule that goes by a metric what it is now, and whether higher is better; True if it acted."""
-        acted = [plateau.observe(value, higher) for plateau in self._training.scheduled.plateaus]
-        return any(acted)
+    def observe(self, value: float, higher: bool = False, metric: str | None = None) -> bool:
+        """Tells a schedule that goes by a metric what it is now, and whether higher is better; True if it acted.
+
+        `metric` says which, where schedules go by several. RecipeError where none goes by it.
+        """
+        return self._training.scheduled.observe(value, higher, metric)
 
     def replace_optimizer(self, optimizer: Any) -> Replaced:
         """Goes on with another optimizer. What comes back says which state was handed over, and what is forgotten."""

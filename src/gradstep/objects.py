@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradstep.errors import GradstepError, RecipeError, UserCodeError, listed, nearest, raised_at
-from gradstep.recipe import SYNONYMS
+from gradstep.words import SYNONYMS
 
 
 def find_object(name: str, where: str) -> Any:

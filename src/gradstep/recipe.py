@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from gradstep.clock import Duration
 from gradstep.errors import RecipeError, nearest
+from gradstep.words import NOT_YET, OTHERWISE, SYNONYMS
 from gradstep.yaml12 import read_yaml, write_yaml
 
 Whole = Annotated[int, Field(ge=0)]
@@ -22,54 +23,6 @@ Positive = Annotated[int, Field(ge=1)]
 Where = str | dict[str, str]
 Column = str | int
 Named = dict[str, Any]
-
-# What people who come from elsewhere type, and what it is called here: used only to answer them.
-SYNONYMS = {
-    **dict.fromkeys(("learning_rate", "lr", "lr0"), "optimizer.lr"),
-    **dict.fromkeys(("momentum", "weight_decay", "betas", "nesterov"), "optimizer.{}"),
-    **dict.fromkeys(("clip_grad_norm", "max_grad_norm", "gradient_clip_val", "grad_clip"), "clip"),
-    **dict.fromkeys(("initialization", "initialisation", "initialize", "weight_init"), "init"),
-    **dict.fromkeys(("param_groups", "parameter_groups"), "groups"),
-    **dict.fromkeys(("ema_decay", "model_ema"), "ema"),
-    **dict.fromkeys(("batch", "bs", "batchsize", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
-    **dict.fromkeys(("microbatch", "device_train_microbatch_size", "iter_size"), "micro_batch"),
-    **dict.fromkeys(("max_epochs", "num_epochs", "num_train_epochs", "n_epochs"), "epochs"),
-    **dict.fromkeys(("max_steps", "iterations", "max_iters"), "steps"),
-    **dict.fromkeys(("loss", "loss_fn", "objective"), "criterion"),
-    **dict.fromkeys(("dataset", "train_data", "train"), "data.train"),
-    **dict.fromkeys(("val", "validation", "valid", "val_data"), "data.valid"),
-    **dict.fromkeys(("num_workers", "dataloader_num_workers"), "workers"),
-    **dict.fromkeys(("early_stopping", "early_stop"), "patience"),
-    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_scheduler_type", "sched"), "schedule"),
-    **dict.fromkeys(("accelerator", "gpu", "use_cpu"), "device"),
-    **dict.fromkeys(("optim", "opt"), "optimizer"),
-    **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
-    **dict.fromkeys(("save_every", "save_steps"), "checkpoint.every"),
-    **dict.fromkeys(("callbacks", "callback"), "hooks"),
-    **dict.fromkeys(("eval_every", "eval_steps", "val_check_interval"), "evaluate_every"),
-    **dict.fromkeys(("log_interval", "logging_steps", "log_every_n_steps"), "log_every"),
-    **dict.fromkeys(("metric",), "metrics"),
-    **dict.fromkeys(("net", "arch", "architecture"), "model"),
-    **dict.fromkeys(("augment", "augmentation", "augmentations"), "data.augment"),
-    **dict.fromkeys(("transforms", "images", "columns", "targets", "on_bad", "transform", "limit"), "data.{}"),
-    **dict.fromkeys(("image_size", "img_size", "imgsz", "resolution"), "data.images.size"),
-    **dict.fromkeys(("mixup", "cutmix"), "data.augment=[{}]"),
-}
-
-
-# What is said another way here.
-_ACCUMULATION = (
-    "batch_size counts all the samples of an optimizer step, and micro_batch how many of them are in memory at once: "
-    "for 4 times 16 samples, batch_size=64 micro_batch=16"
-)
-OTHERWISE = dict.fromkeys(
-    ("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps", "grad_accum"), _ACCUMULATION
-)
-
-# What the design has and this version does not: refused by name, with what there is instead.
-NOT_YET = {
-    "precision": "everything is computed in the model's own dtype",
-}
 
 
 class _Document(BaseModel):
@@ -272,9 +225,26 @@ def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("metrics", "hooks"):
         if isinstance(full.get(field), (str, Mapping)):
             full[field] = [full[field]]
-    if isinstance(full.get("checkpoint"), str):
-        full["checkpoint"] = {"every": full["checkpoint"]}
+    for field, key in (("checkpoint", "every"), ("clip", "norm"), ("ema", "decay")):
+        if field in full and not isinstance(full[field], Mapping):
+            full[field] = {key: full[field]}
+    if isinstance(full.get("schedule"), Mapping):
+        full["schedule"] = _with_names(full["schedule"])
+    if isinstance(full.get("groups"), Mapping):
+        groups = {str(pattern): options for pattern, options in full["groups"].items()}  # a Sequential counts its parts
+        for pattern, options in groups.items():
+            if isinstance(options, Mapping) and "schedule" in options:
+                own = {"schedule": options["schedule"]}
+                groups[pattern] = {**options, "schedule": _with_names(own)["schedule"]}
+        full["groups"] = groups
     return full
+
+
+def _with_names(schedules: Mapping[str, Any]) -> dict[str, Any]:
+    """Of schedules for several options, those that are a name alone, in full."""
+    if "name" in schedules:
+        return dict(schedules)
+    return {option: {"name": each} if isinstance(each, str) else each for option, each in schedules.items()}
 
 
 def override(document: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
@@ -289,8 +259,12 @@ def override(document: Mapping[str, Any], settings: list[str]) -> dict[str, Any]
             raise RecipeError(_unknown(path[0], "", list(Recipe.model_fields)))
         place = changed
         for part in path:
-            inner = place.get(part, {})
-            place[part] = dict(inner) if isinstance(inner, Mapping) else {}
+            inner = place.get(part)
+            if inner is not None and not isinstance(inner, Mapping):
+                raise RecipeError(
+                    f"'{setting}': '{part}' is {inner!r} there, and has no '{last}'. Write it as a whole."
+                )
+            place[part] = dict(inner or {})
             place = place[part]
         place[last] = read_yaml(text, f"'{setting}'")
         changed = spelled_out(changed)

@@ -18,6 +18,7 @@ from gradstep import checkpoint
 from gradstep.errors import StorageError
 from gradstep.evaluation import measure
 from gradstep.keys import kept_streams, key, seed_model
+from gradstep.meaning import meaning
 from gradstep.record.stopwatch import duration
 from gradstep.session import Session, shown
 
@@ -40,7 +41,8 @@ def rehearse(session: Session) -> Iterator[str]:
     yield f"{'step':<10}one batch forward and backward: loss {loss:.4f}, gradient norm {size:.4f}, {duration(taken)}"
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        path = checkpoint.write(Path(folder), 0, state.tensors(), state.numbers())
+        numbers = state.numbers() | {"meaning": meaning(training, {}, None)}
+        path = checkpoint.write(Path(folder), 0, state.tensors(), numbers)
         tensors, numbers = checkpoint.read(path)
         for name, group in state.tensors().items():
             for tensor, value in group.items():

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from gradstep import schedules
 from gradstep.clock import Clock
 from gradstep.errors import RecipeError, UserCodeError, listed, nearest, raised_at
+from gradstep.optim.values import held, put
 from gradstep.schedules import Plateau, Rate
 from gradstep.state import TrainState, bases_of
 
-Group = dict[str, Any]
+_MAKERS: dict[str, Any] = {**schedules.NAMES, "product": schedules.product, "join": schedules.join}
 
 
 @dataclass(slots=True)
@@ -33,17 +34,25 @@ class Scheduled:
 
     def values(self, state: TrainState) -> list[dict[str, float]]:
         """What each group's options are at step number `state.step`."""
-        pairs = zip(self.functions, state.bases, strict=True)
-        return [{option: value(state.step, base[option]) for option, value in own.items()} for own, base in pairs]
+        step, pairs = state.step, zip(self.functions, state.bases, strict=True)
+        return [
+            {option: _checked(value(step, base[option]), option, step, base[option]) for option, value in own.items()}
+            for own, base in pairs
+        ]
 
     def apply(self, state: TrainState) -> None:
         """Sets the options of the coming step. RecipeError for one that was changed by hand since the last."""
         groups = state.optimizer.param_groups
+        if len(groups) != len(self.functions):
+            raise RecipeError(
+                f"the optimizer had {len(self.functions)} groups when its schedule was made, and now {len(groups)}. "
+                "Make a new optimizer with all of them: steps(...).replace_optimizer(new)."
+            )
         for number, last in enumerate(self._last):
             for option, value in last.items():
-                if (held := _held(groups[number], option)) is not None and held != value:
+                if (now := held(groups[number], option)) is not None and now != value:
                     raise RecipeError(
-                        f"the {option} of the optimizer's group {number} was set by hand to {held:g}, and the schedule "
+                        f"the {option} of the optimizer's group {number} was set by hand to {now:g}, and the schedule "
                         "sets it before every step. Leave the schedule out, or let the schedule say it."
                     )
         self._last = self.values(state)
@@ -51,9 +60,25 @@ class Scheduled:
             for option, value in values.items():
                 put(group, option, value)
 
+    def expect(self, state: TrainState) -> None:
+        """The options are those that were given: one that is another at the first step was changed by hand."""
+        pairs = zip(self.functions, state.bases, strict=True)
+        self._last = [{option: base[option] for option in own} for own, base in pairs]
+
+    def observe(self, value: float, higher: bool, metric: str | None) -> bool:
+        """Tells the schedules that go by this metric what it is now; True if any acted."""
+        names = {plateau.metric for plateau in self.plateaus}
+        if not names or (metric is not None and not {metric, None} & names):
+            raise RecipeError(f"observe: no schedule goes by {metric or 'a metric'}, as schedules.on_plateau() does.")
+        if metric is None and len(names) > 1:
+            raise RecipeError(f"observe: schedules go by {listed(sorted(map(str, names)))}. Say which: metric=...")
+        acted = [p.observe(value, higher) for p in self.plateaus if metric is None or p.metric in (metric, None)]
+        return any(acted)
+
     def undo(self, state: TrainState) -> None:
         """The optimizer is the user's again, and its options are those that he gave."""
-        for group, own, base in zip(state.optimizer.param_groups, self.functions, state.bases, strict=True):
+        # The user may have added a group, which is what the run has just ended by.
+        for group, own, base in zip(state.optimizer.param_groups, self.functions, state.bases, strict=False):
             for option in own:
                 put(group, option, base[option])
         self._last = []
@@ -71,7 +96,7 @@ def bind(schedule: Any, optimizer: Optimizer, clock: Clock) -> Scheduled:
     notes: list[str] = []
     functions: list[dict[str, Rate]] = []
     for number, group in enumerate(groups):
-        where = f"the schedule of group {group.get('name', number)}"
+        where = f"the schedule of {_name(group, number)}"
         own = {**shared, **_by_option(group.get("schedule"), where)}
         for each in list(own.values()):
             if hasattr(each, "companions"):
@@ -87,6 +112,8 @@ def bind(schedule: Any, optimizer: Optimizer, clock: Clock) -> Scheduled:
                 notes += [note for note in schedules.notes(placed, clock) if note not in notes]
             functions[-1][option] = resolved[id(placed)][1]
             _probe(functions[-1][option], option, bases[number][option], clock)
+            if not bases[number][option] and not functions[-1][option](clock.total // 2, 0.0):
+                notes.append(f"schedule: the {option} of {_name(group, number)} is 0, and stays 0.")
     plateaus = [plateau for _, rate in resolved.values() for plateau in schedules.plateaus(rate)]
     return Scheduled(functions, plateaus, notes)
 
@@ -99,20 +126,8 @@ def rates_at(state: TrainState, scheduled: Scheduled | None = None) -> list[floa
     return [values["lr"] if "lr" in values else float(group["lr"]) for group, values in pairs if "lr" in group]
 
 
-def put(group: Group, option: str, value: float) -> None:
-    """Sets one option of a group; `momentum` is the first of `betas` where the optimizer calls it so."""
-    if option == "momentum" and "momentum" not in group:
-        group["betas"] = (value, *group["betas"][1:])
-    elif isinstance(group[option], Tensor):
-        group[option].fill_(value)  # in place: a captured or compiled step reads this tensor
-    else:
-        group[option] = value
-
-
-def _held(group: Group, option: str) -> float | None:
-    """The option's value, or None where reading it would wait for the device."""
-    value = group["betas"][0] if option == "momentum" and "momentum" not in group else group[option]
-    return None if isinstance(value, Tensor) else float(value)
+def _name(group: Mapping[str, Any], number: int) -> str:
+    return f"group '{group['name']}'" if "name" in group else f"group {number}"
 
 
 def _by_option(given: Any, where: str) -> Mapping[str, Any]:
@@ -120,31 +135,43 @@ def _by_option(given: Any, where: str) -> Mapping[str, Any]:
         return {}
     named = given if isinstance(given, Mapping) else {"lr": given}
     for option, each in named.items():
-        if not (isinstance(each, schedules.Schedule) or callable(each)):
+        at = where if option == "lr" else f"{where}.{option}"
+        if (made := next((name for name, one in _MAKERS.items() if each is one), None)) is not None:
+            raise RecipeError(f"{at}: {made} is what makes a schedule. Call it, as in schedules.{made}(...).")
+        if isinstance(each, LRScheduler) or (isinstance(each, type) and issubclass(each, LRScheduler)):
             raise RecipeError(
-                f"{where}: {each!r} is neither a function (step, base) -> rate nor one of gradstep.schedules."
-                if option == "lr"
-                else f"{where}.{option}: {each!r} is neither a function (step, base) -> value nor a schedule."
+                f"{at}: a scheduler of torch's has steps of its own. Say how long one is: "
+                "schedules.from_torch(scheduler, every='1 epoch'), or every='1 step'."
+            )
+        if not (isinstance(each, schedules.Schedule) or callable(each)):
+            kind = "rate" if option == "lr" else "value"
+            raise RecipeError(
+                f"{at}: {each!r} is neither a function (step, base) -> {kind} nor one of gradstep.schedules, such as "
+                "schedules.cosine(warmup='1 epoch')."
             )
     return named
 
 
 def _probe(rate: Rate, option: str, base: float, clock: Clock) -> None:
-    """A schedule that can't give a value says so now, and not in the middle of the run."""
-    for at in sorted({0, clock.total // 2, clock.total - 1}):
+    """A schedule that can't give a value says so now, and not in the middle of the run.
+
+    A short run's steps are all asked; of a long one's a thousand. What is left is held as it is set.
+    """
+    for at in sorted({*range(0, clock.total, -(-clock.total // 1000)), clock.total - 1}):
         try:
-            value: Any = rate(at, base)
+            value = rate(at, base)
         except RecipeError:
             raise
         except Exception as error:
             what = f"{type(error).__name__}: {error}{raised_at(error)}"
             raise UserCodeError(f"schedule: asked for step {at} and base {base:g}, it raised {what}.") from error
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or (option == "lr" and value < 0):
-            called = "no rate" if option == "lr" else f"no {option}"
-            raise RecipeError(f"schedule: asked for step {at} and base {base:g}, it gave {value!r}, {called}.")
+        _checked(value, option, at, base)
 
 
-def described(functions: Sequence[Mapping[str, Rate]]) -> list[str]:
-    """The options that are scheduled in any group, the rate first."""
-    return sorted({option for own in functions for option in own}, key=lambda option: (option != "lr", option))
+def _checked(value: Any, option: str, step: int, base: float) -> float:
+    """The value. RecipeError for what is no finite number, or a negative rate."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or (option == "lr" and value < 0):
+        called = "no rate" if option == "lr" else f"no {option}"
+        raise RecipeError(f"schedule: asked for step {step} and base {base:g}, it gave {value!r}, {called}.")
+    return float(value)

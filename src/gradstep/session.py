@@ -26,6 +26,7 @@ from gradstep.hooks import About, Events, Request
 from gradstep.interrupt import Interruption
 from gradstep.keeper import Keeper, Policy
 from gradstep.keys import kept_streams
+from gradstep.meaning import meaning
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.run import Best, Run
 from gradstep.rundir import RunDir
@@ -115,7 +116,7 @@ class Session:
             feed.source if isinstance(feed, Feed) else None for feed in (training.feed, self.feeds.get("valid"))
         )
         about = facts.about_data(source) if place else {}  # hashes what it holds; without a place nobody asks again
-        self._keeper = Keeper(place, self._policy, about, facts.meaning(training, about, valid) if place else {})
+        self._keeper = Keeper(place, self._policy, about, meaning(training, about, valid) if place else {})
         if resumed and place:
             checkpoint.sweep(place.checkpoints)
             if place.plan.exists():

@@ -21,7 +21,7 @@ from gradstep.evaluation import choose_device
 from gradstep.keys import kept_streams, key, seed_model
 from gradstep.optim.averaging import Average, Averaging
 from gradstep.optim.clipping import Clip
-from gradstep.optim.freezing import apply_freezing
+from gradstep.optim.freezing import apply_freezing, frozen_at
 from gradstep.optim.options import check_groups
 from gradstep.optim.replacing import Replaced, replace
 from gradstep.plan import Plan
@@ -103,13 +103,20 @@ class Training:
 
     def replace_optimizer(self, new: Any) -> Replaced:
         """Goes on with another optimizer, under the same schedule. What it is told of the old one is returned."""
-        state = self.state
+        state, old = self.state, self.state.optimizer
         self.scheduled.undo(state)
         made = _optimizer(new, state.model, state.criterion, [])
         scheduled = bind(self.schedule, made, self.clock)  # raises before anything has changed
-        replaced = replace(state.optimizer, made, state.model)
-        for plateau, numbers in zip(scheduled.plateaus, state.plateaus, strict=True):
-            plateau.numbers = numbers
+        replaced = replace(old, made, state.model)
+        known = {plateau.rule: plateau.numbers for plateau in self.scheduled.plateaus}
+        for plateau in scheduled.plateaus:  # one of a rule that was there goes on with what that has seen
+            plateau.numbers = known.get(plateau.rule, plateau.numbers)
+        for group in old.param_groups:  # what was frozen for a time is the new groups' to keep so
+            if isinstance(group.get("freeze"), str):
+                for parameter in group["params"]:
+                    parameter.requires_grad_()
+        apply_freezing(made.param_groups, state.step, self.clock)
+        state.plateaus = [plateau.numbers for plateau in scheduled.plateaus]
         state.optimizer, state.bases, self.scheduled = made, bases_of(made), scheduled
         self.take_step = _taking(made)
         return replaced
@@ -155,14 +162,14 @@ def assemble(
     clipping, averaging = Clip.parse(clip), Averaging.parse(ema)
     made = _optimizer(optimizer, model, criterion, notes)
     scheduled = bind(schedule, made, clock)
-    average = _average(averaging, model, clock)
+    average = _average(averaging, model, clock, notes)
     plateaus = [plateau.numbers for plateau in scheduled.plateaus]
     state = TrainState(model, made, criterion, seed, ema=average, plateaus=plateaus)
     apply_freezing(made.param_groups, 0, clock)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         frozen = " in its first step" if any("freeze" in group for group in made.param_groups) else ""
         raise ModelError(f"the model has no parameter that requires a gradient{frozen}: there is nothing to train.")
-    notes += scheduled.notes
+    notes += scheduled.notes + _never_thawed(made, clock)
     update = Update(
         model,
         criterion,
@@ -194,11 +201,21 @@ def _taking(optimizer: Optimizer) -> Callable[..., Any]:
     return closure_step if closure is not None and closure.default is inspect.Parameter.empty else step
 
 
-def _average(averaging: Averaging | None, model: nn.Module, clock: Clock) -> Average | None:
+def _never_thawed(optimizer: Optimizer, clock: Clock) -> list[str]:
+    return [
+        f"groups: '{group['name']}' is frozen for {group['freeze']}, and the run has {clock.total} steps: not trained."
+        for group in optimizer.param_groups
+        if isinstance(group.get("freeze"), str) and frozen_at(group, clock.total - 1, clock)
+    ]
+
+
+def _average(averaging: Averaging | None, model: nn.Module, clock: Clock, notes: list[str]) -> Average | None:
     if averaging is None:
         return None
     if clock.steps(averaging.start) >= clock.total:
-        raise RecipeError(f"ema.start: the run has {clock.total} steps, and {averaging.start} is not before its end.")
+        notes.append(
+            f"ema: it begins after {averaging.start}, and the run has {clock.total} steps: nothing is averaged."
+        )
     try:
         return averaging.of(model, clock)
     except Exception as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstep.errors import CheckpointError, ModelError
+from gradstep.optim import values
 from gradstep.optim.averaging import Average
 from gradstep.schedules import PlateauNumbers
 
@@ -67,9 +68,11 @@ class TrainState:
         average = self.ema
         return average.module if average is not None and average.evaluate and average.begun(self.step) else self.model
 
-    def trained(self) -> Iterator[nn.Parameter]:
-        """The parameters that the optimizer holds."""
-        return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer holds, in the model's order, whatever groups they are in."""
+        held = dict.fromkeys(parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        own = [parameter for _, parameter in _named_parameters(self) if parameter in held]
+        return list(dict.fromkeys([*own, *held]))  # a sum over them then rounds as in a textbook loop
 
     def tensors(self) -> dict[str, Tensors]:
         """What is saved as tensors, by the file it goes to."""
@@ -124,24 +127,12 @@ class TrainState:
 
 
 _FLOATS = ("best", "previous")
-_NOT_SAVED = ("params", "schedule")  # a group's schedule is meaning, as the run's is
+_NOT_SAVED = ("params", "schedule", "freeze")  # what a group is to do is meaning, as the run's schedule is
 
 
 def bases_of(optimizer: Optimizer) -> list[dict[str, float]]:
-    """The numbers among each group's options; of `betas` the first, as `momentum`, which it is to Adam and its kin."""
-    bases = []
-    for group in optimizer.param_groups:
-        numbers = {o: float(v) for o, v in group.items() if _is_number(v)}
-        if "betas" in group and _is_number(group["betas"][0]):
-            numbers.setdefault("momentum", float(group["betas"][0]))
-        bases.append(numbers)
-    return bases
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """The numbers among each group's options."""
+    return [values.numbers(group) for group in optimizer.param_groups]
 
 
 def _spelled_out(numbers: Standing | PlateauNumbers) -> dict[str, Any]:
@@ -215,9 +206,11 @@ def _optimizer_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
         }
         for group in state.optimizer.param_groups
     ]
+    held = state.optimizer.state
     slots = {
-        names[parameter]: {slot: _put(f"{names[parameter]}/{slot}", value, tensors) for slot, value in each.items()}
-        for parameter, each in state.optimizer.state.items()
+        name: {slot: _put(f"{name}/{slot}", value, tensors) for slot, value in held[parameter].items()}
+        for parameter, name in sorted(names.items(), key=lambda item: item[1])  # not in the order that they came to it
+        if parameter in held
     }
     return tensors, {"class": type(state.optimizer).__name__, "groups": groups, "slots": slots}
 

@@ -42,7 +42,9 @@ class Monitor:
     higher: bool
 
     @classmethod
-    def parse(cls, given: Any, metrics: list[str], higher_is_better: Callable[[str], bool | None]) -> Monitor:
+    def parse(
+        cls, given: Any, metrics: list[str], higher_is_better: Callable[[str], bool | None], where: str = "monitor"
+    ) -> Monitor:
         """A name, or `{"name": ..., "mode": "min" | "max"}`; nothing is the first metric that knows, else the loss.
 
         `metrics` are the names that an evaluation gives, `loss` among them, without `valid/`.
@@ -61,14 +63,14 @@ class Monitor:
         if short not in metrics:
             names = [f"valid/{n}" for n in metrics]
             raise RecipeError(
-                f"monitor: there is no '{name}'; there are {', '.join(names)}.{nearest(str(name), names)}"
+                f"{where}: there is no '{name}'; there are {', '.join(names)}.{nearest(str(name), names)}"
             )
         if mode not in (None, "min", "max"):
             raise RecipeError(f"monitor.mode: {mode!r} is neither min nor max.")
         higher = {"min": False, "max": True, None: False if short == "loss" else higher_is_better(short)}[mode]
         if higher is None:
             raise RecipeError(
-                f"monitor: whether more or less of '{short}' is better can't be told from it. "
+                f"{where}: whether more or less of '{short}' is better can't be told from it. "
                 f"Write {{name: valid/{short}, mode: min}} or mode: max."
             )
         return cls(f"valid/{short}", higher)
@@ -86,7 +88,8 @@ def gone_by(
         raise RecipeError("schedule: it goes by the validation, and there is no valid= data.")
     if plateau.metric is None and plateau.mode is None:
         return monitor
-    return Monitor.parse({"name": plateau.metric or monitor.name, "mode": plateau.mode}, metrics, higher)
+    named = {"name": plateau.metric or monitor.name, "mode": plateau.mode}
+    return Monitor.parse(named, metrics, higher, where="schedule.metric")
 
 
 def judge(

@@ -10,11 +10,12 @@ _ROWS = 40
 def timetable(training: Training) -> list[str]:
     """Lines of a table: step, epoch and each scheduled option of each group, as the step is made with it.
 
-    Where more than forty steps change something, the epochs' first steps stand for them, or as many as fit.
+    Where more than forty steps change something, the epochs' first steps stand for them, or as many as fit; of a run of
+    few epochs, steps at even distances too.
     """
     clock, groups = training.clock, training.state.optimizer.param_groups
     columns = [
-        (option if not number else f"{option}/{groups[number].get('name', number)}", function, base[option])
+        (option if len(groups) == 1 else f"{option}/{groups[number].get('name', number)}", function, base[option])
         for number, (own, base) in enumerate(zip(training.scheduled.functions, training.state.bases, strict=True))
         for option, function in own.items()
     ]
@@ -24,7 +25,8 @@ def timetable(training: Training) -> list[str]:
     rows: list[tuple[int, list[float]]] = []
     changes, last = 0, None
     starts = range(0, clock.total, clock.steps_per_epoch)
-    thinned = {*starts[:: -(-len(starts) // _ROWS)], clock.total - 1}
+    few = range(0, clock.total, -(-clock.total // (_ROWS // 2))) if len(starts) < _ROWS // 4 else range(0)
+    thinned = {*starts[:: -(-len(starts) // _ROWS)], *few, clock.total - 1}
     for step in range(clock.total):
         values = [function(step, base) for _, function, base in columns]
         changed = values != last
@@ -41,7 +43,7 @@ def timetable(training: Training) -> list[str]:
         numbers = "".join(f"{value:>{width}.4g}" for value, width in zip(values, widths, strict=True))
         lines.append(f"{step:>8}{clock.epoch(step):>7}{numbers}")
     if changes > _ROWS:
-        lines.append(f"it changes at {changes:,} of {clock.total:,} steps; these are epochs' first steps, and the last")
+        lines.append(f"it changes at {changes:,} of {clock.total:,} steps; these are some of them, and the last")
     if training.scheduled.plateaus:
         lines.append("a part of it goes by a metric; this is how it goes if that never asks for less")
     return lines

@@ -35,14 +35,21 @@ class Clip:
         for key in options:
             if key not in _KEYS:
                 raise RecipeError(f"clip: there is no '{key}'; there are norm, value, type.{nearest(str(key), _KEYS)}")
-        if ("norm" in options) == ("value" in options) or ("value" in options and "type" in options):
+        if "value" in options and "type" in options:
+            raise RecipeError("clip: type is a norm's, as in {'norm': 1.0, 'type': 2.0}; a value has none.")
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        if (self.norm is None) == (self.value is None):
             raise RecipeError("clip: give a norm, as in clip=1.0, or a value, as in clip={'value': 0.5}; one of them.")
-        for key, number in options.items():
+        for key in _KEYS:
+            number: object = getattr(self, key)
+            if number is None:
+                continue
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
                 raise RecipeError(f"clip.{key}: {number!r} is no positive number.")
             if math.isinf(number) and key != "type":
                 raise RecipeError(f"clip.{key}: {number!r} clips nothing; leave clip out.")
-        return cls(**{key: float(number) for key, number in options.items()})
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
         """Clips `.grad` in place; the norm before clipping, on the device. Nothing waits for it."""

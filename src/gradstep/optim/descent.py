@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from numbers import Real
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
 from gradstep.errors import ModelError, RecipeError, listed, nearest
+from gradstep.optim.settings import as_number
 
 _FORMS = ("outside", "inside")
 
@@ -39,7 +39,8 @@ class SGD(Optimizer):
     ("On the importance of initialization and momentum in deep learning", 2013, equations 3 and 4). It needs momentum,
     and no dampening. Dampening goes with either form.
 
-    Every option can be set for a group too, and changed there between steps.
+    Every option can be set for a group too, and changed there between steps; momentum_form only before the first step
+    with momentum, for a velocity of one form is read as the other's and not converted.
 
     Args:
         params: parameters, named parameters, or groups, as for any optimizer of torch's.
@@ -55,13 +56,15 @@ class SGD(Optimizer):
         momentum_form: "outside" or "inside", above.
         maximize: goes up the gradient instead of down. Both decays pull towards zero still.
         foreach: torch's way over all tensors at once, or its loop over them (False). By default torch chooses: the
-            loop on the CPU. Both give the same bits on the CPU.
+            loop on the CPU. Both give the same bits on the CPU in float32 and float64; in 16 bits they may differ by
+            a rounding.
         fused: torch's fused kernel. Equal to the others to rounding.
 
-    What a parameter's state holds is one tensor, `momentum_buffer`, which is v; a state_dict of torch.optim.SGD loads.
+    What a parameter's state holds is one tensor, `momentum_buffer`, which is v. A state_dict of torch.optim.SGD loads;
+    the form is "outside" afterwards, for its velocities are of that form.
     A parameter whose `.grad` is None is left alone, whatever the decay and the momentum. Sparse gradients train as in
-    torch, without decay. RecipeError for an option that is wrong; ModelError for a sparse gradient that meets a decay
-    or the fused kernel.
+    torch, without decay. RecipeError for an option that is wrong; ModelError for complex parameters with an L1 decay,
+    and for a sparse gradient that meets a decay or the fused kernel.
     """
 
     def __init__(
@@ -97,7 +100,8 @@ class SGD(Optimizer):
         super().__init__(params, _checked(options, "SGD"))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Takes in a group, its options looked at first. RecipeError for one that is wrong, or nearly a known one."""
+        """Takes in a group, its options looked at first. RecipeError for one that is wrong, or nearly a known one;
+        ModelError for complex parameters with an L1 decay."""
         where = f"SGD, group {param_group.get('name', len(self.param_groups))}"
         for name in param_group:
             # Strict, for a group may hold anything beside: the schedulers of torch leave max_momentum in it.
@@ -105,10 +109,15 @@ class SGD(Optimizer):
                 raise RecipeError(f"{where}: there is no option '{name}'; what comes near it: {listed(near)}.")
         options = {name: param_group.get(name, default) for name, default in self.defaults.items()}
         super().add_param_group({**param_group, **_checked(options, where)})
+        added = self.param_groups[-1]  # whose parameters are a list now, whatever was given
+        if added["weight_decay_l1"] and any(parameter.is_complex() for parameter in added["params"]):
+            self.param_groups.pop()
+            raise ModelError(f"{where}: weight_decay_l1 is not for complex parameters. Put them in a group without it.")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # of a state_dict that torch.optim.SGD wrote
+            group.setdefault("momentum_form", "outside")  # what its velocities are, whatever was asked for here
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
 
@@ -215,7 +224,7 @@ def _checked(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         checked[name] = _number(options[name], f"{where}: {name}")
     if not isinstance(options["lr"], Tensor):
         checked["lr"] = _number(options["lr"], f"{where}: lr")
-    elif options["lr"].numel() != 1 or not 0 <= float(options["lr"]) < math.inf:
+    elif not _is_rate(options["lr"]):
         raise RecipeError(f"{where}: lr={options['lr']!r} is not a tensor of one finite number of at least 0.")
     if options["dampening"] != "momentum":
         checked["dampening"] = _number(options["dampening"], f"{where}: dampening", 1.0, ", nor 'momentum'")
@@ -238,8 +247,13 @@ def _checked(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _number(value: Any, what: str, most: float = math.inf, nor: str = "") -> float:
     """A float from 0 to `most`, finite. Booleans, strings and tensors are no numbers."""
-    fits = isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= most
-    if not fits or math.isinf(float(value)):
+    number = as_number(value)
+    if not 0 <= number <= most:
         span = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
         raise RecipeError(f"{what}={value!r} is not a finite number {span}{nor}.")
-    return float(value)
+    return number
+
+
+def _is_rate(value: Tensor) -> bool:
+    real = value.numel() == 1 and value.dtype != torch.bool and not value.is_complex()
+    return real and 0 <= float(value) < math.inf

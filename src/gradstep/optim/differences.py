@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from gradstep.errors import ModelError, RecipeError
 from gradstep.optim.feval import Feval, check_vector, evaluate
+from gradstep.optim.settings import as_number
 
 
 @torch.no_grad()
@@ -22,11 +24,11 @@ def checkgrad(feval: Feval, params: Tensor, eps: float | None = None) -> tuple[f
 
     In float64 a right gradient of a smooth function gives about 1e-9. In float32 and less the differences themselves
     are right to a few digits only, and a warning says so. Raises RecipeError for an eps that is not above 0,
-    ModelError for a feval that gives two values at one place (dropout, another batch).
+    ModelError for a feval whose f is not finite or that gives two values at one place (dropout, another batch).
     """
     check_vector(params)
     precision = torch.finfo(params.dtype).eps
-    if eps is not None and not 0 < eps < 1:
+    if eps is not None and not 0 < as_number(eps) < 1:
         raise RecipeError(f"checkgrad: eps = {eps!r} is not a number between 0 and 1.")
     step = precision ** (1 / 3) if eps is None else eps
     if params.dtype != torch.float64:
@@ -34,9 +36,11 @@ def checkgrad(feval: Feval, params: Tensor, eps: float | None = None) -> tuple[f
         warnings.warn(
             f"checkgrad in {name}: differences are right to about {precision ** (2 / 3):.0e} here. "
             "For a sharp answer flatten model.double(), and give it inputs in float64.",
-            stacklevel=2,
+            stacklevel=3,  # past torch's no_grad, to the caller
         )
     f, df = evaluate(feval, params)
+    if not math.isfinite(f):
+        raise ModelError(f"feval gave f = {f}, which is not finite, so there are no differences. Begin elsewhere.")
     analytic = df.clone()
     again, _ = evaluate(feval, params)
     if f != again:

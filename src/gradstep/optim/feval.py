@@ -16,7 +16,8 @@ Feval = Callable[[Tensor], tuple[Any, Tensor]]
 
 
 def check_vector(params: Tensor) -> None:
-    """Raises ModelError unless `params` is one flat floating-point vector, and still its model's if it was one's."""
+    """Raises ModelError unless `params` is one flat floating-point vector with elements, and still its model's if it was
+    one's."""
     if not isinstance(params, Tensor):
         raise ModelError(
             f"params is a {type(params).__name__}; it must be one flat tensor. "
@@ -26,7 +27,15 @@ def check_vector(params: Tensor) -> None:
         raise ModelError(
             f"params is {tree.describe(params)}; it must be one contiguous 1-D tensor of floating-point numbers."
         )
+    if not params.numel():
+        raise ModelError("params has no elements: there is nothing to optimise.")
     check_sharing(params)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """a·b, summed in float32 or wider: squares leave the range of 16 bits early."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.dot(a.to(wide), b.to(wide))
 
 
 def evaluate(feval: Feval, params: Tensor) -> tuple[float, Tensor]:
@@ -47,7 +56,7 @@ def evaluate(feval: Feval, params: Tensor) -> tuple[float, Tensor]:
             f"feval's gradient is {what}, and params is {tree.describe(params)}. "
             "Return the vector `grads` of flatten_parameters(model), or one like params."
         )
-    if df.data_ptr() == params.data_ptr() and params.numel():
+    if df.data_ptr() == params.data_ptr():
         raise ModelError("feval returned the parameters as their gradient. Return (f, grads).")
     return float(f.detach() if isinstance(f, Tensor) else f), df.detach()
 
@@ -88,6 +97,6 @@ class Evaluations:
         The same gradient at both ends says that f changed by about that much. What rounding can hide is measured by f
         and by the terms df·x, which hold the error that x itself has from being rounded.
         """
-        change = torch.dot(self.df, at - self.at).abs()
-        scale = abs(f) + torch.dot(self.df.abs(), torch.maximum(at.abs(), self.at.abs()))
+        change = dot(self.df, at - self.at).abs()
+        scale = abs(f) + dot(self.df.abs(), torch.maximum(at.abs(), self.at.abs()))
         return bool(change > 100 * torch.finfo(at.dtype).eps * scale)

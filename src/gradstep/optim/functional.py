@@ -9,7 +9,8 @@
 - What is remembered between calls (torch's slots, by torch's names: tensors only) is written into `state`, or into
   `config` where no state is given. With neither, nothing is remembered. Copy a state with `copy.deepcopy`.
 
-All raise RecipeError for options that can't be, ModelError where feval, params and state don't go together.
+All raise RecipeError for options that can't be, among them an eps that params.dtype rounds to 0 (the defaults of adam,
+adamax, adagrad and rmsprop in float16), and ModelError where feval, params and state don't go together.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def adam(feval: Feval, params: Tensor, config: Numbers | None = None, state: Num
 def adamax(feval: Feval, params: Tensor, config: Numbers | None = None, state: Numbers | None = None) -> Step:
     """Adam with the infinity norm (Kingma and Ba 2015, algorithm 2; torch.optim.Adamax).
 
-    lr 2e-3, beta1 0.9, beta2 0.999, eps 1e-38, weight_decay 0. This eps is 0 in 16 bits: give 1e-8 (torch's) there.
+    lr 2e-3, beta1 0.9, beta2 0.999, eps 1e-38, weight_decay 0.
     """
     return _step(_ADAMAX, feval, params, config, state)
 
@@ -161,6 +162,7 @@ def _step(way: _Torch, feval: Feval, params: Tensor, config: Numbers | None, sta
     """One step of a torch optimizer that is built for it and holds what the state remembers."""
     check_vector(params)
     options, memory = way.settings.read(config, state)
+    _check_eps(way.settings.method, options, params)
     slots = {name: memory[name] for name in way.settings.slots if name in memory}
     for name, value in slots.items():
         check_slot(way.settings.method, name, value, params)
@@ -177,6 +179,16 @@ def _step(way: _Torch, feval: Feval, params: Tensor, config: Numbers | None, sta
         ) from error
     memory.update(optimizer.state[parameter])
     return params, [f]
+
+
+def _check_eps(method: str, options: dict[str, Any], params: Tensor) -> None:
+    eps = options.get("eps")
+    if eps and not params.new_tensor(eps):
+        dtype = str(params.dtype).removeprefix("torch.")
+        raise RecipeError(
+            f"{method}: eps = {eps!r} is 0 in {dtype}, so an element whose gradient is 0 would become nan. "
+            "Give eps=1e-4, or use float32 (model.float())."
+        )
 
 
 def _build(way: _Torch, parameter: nn.Parameter, options: dict[str, Any], steps: float) -> Optimizer:

@@ -136,13 +136,21 @@ def check_value(option: str, value: Any, where: str) -> None:
 
 
 def check_groups(optimizer: Optimizer) -> None:
-    """RecipeError where a group that `param_groups` made holds an option that this optimizer does not take.
+    """RecipeError where a named group holds an option of other optimizers that this one does not take.
 
-    torch keeps such an option and never reads it: `momentum` under Adam would do nothing, silently.
+    torch keeps such an option and never reads it: `momentum` under Adam would do nothing, silently. A key that is
+    like none of any optimizer's is somebody else's; but for `lr_scale`, which only `param_groups` reads.
     """
     kind, taken = type(optimizer).__name__, list(optimizer.defaults)
-    for group in optimizer.param_groups:
+    for number, group in enumerate(optimizer.param_groups):
+        if "lr_scale" in group and "lr_scale" not in taken:
+            raise RecipeError(
+                f"group {group.get('name', number)}: {kind} never reads lr_scale. Let gradstep.param_groups(model, "
+                "{...}, lr=...) make the groups, or multiply lr yourself."
+            )
         for option in group:
-            if "name" in group and option not in {*taken, *OURS, *_BESIDE}:
-                hint = nearest(option, taken) or f" It takes {listed(taken, 20)}."
+            hint = nearest(option, taken)
+            foreign = option not in {*taken, *OURS, *_BESIDE} and (option in known_options() or hint)
+            if "name" in group and foreign:
+                hint = hint or f" It takes {listed(taken, 20)}."
                 raise RecipeError(f"groups['{group['name']}']: {kind} takes no '{option}'.{hint}")

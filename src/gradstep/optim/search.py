@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 
 from gradstep.errors import RecipeError
-from gradstep.optim.feval import Evaluations, Feval, check_vector
+from gradstep.optim.feval import Evaluations, Feval, check_vector, dot
 from gradstep.optim.line_search import Point, Wolfe, strong_wolfe
 from gradstep.optim.settings import Settings, check_slot
 
@@ -60,8 +60,10 @@ def lbfgs(feval: Feval, params: Tensor, config: Numbers | None = None, state: Nu
     if options["line_search_fn"] not in (None, "strong_wolfe"):
         raise RecipeError(f"lbfgs: line_search_fn = {options['line_search_fn']!r}; it is None or 'strong_wolfe'.")
     slots = {name: memory[name] for name in _LBFGS.slots if name in memory}
-    for name in {"d", "prev_flat_grad"} & set(slots):
-        check_slot("lbfgs", name, slots[name], params)
+    for name in ("d", "prev_flat_grad", "old_dirs", "old_stps"):
+        kept = slots.get(name, [])
+        for value in kept if isinstance(kept, list) else [kept]:
+            check_slot("lbfgs", name, value, params)
     parameter = nn.Parameter(params.detach())  # the same memory
     optimizer = LBFGS([parameter], **options)
     optimizer.state[parameter].update(slots)
@@ -138,26 +140,26 @@ class _Line:
     def __call__(self, t: float) -> Point:
         self.go(t)
         f, gradient = self._evaluations()
-        return Point(t, f, float(gradient.dot(self._direction)), gradient)
+        return Point(t, f, float(dot(gradient, self._direction)), gradient)
 
 
 def _direction(gradient: Tensor, memory: Numbers) -> tuple[Tensor, float]:
     """The next direction and the slope along it: downhill again where the conjugate one does not descend."""
     if "direction" in memory:
         before = memory["gradient"]
-        beta = max(0.0, float(gradient.dot(gradient - before) / before.dot(before)))
+        beta = max(0.0, float(dot(gradient, gradient - before) / dot(before, before)))
         direction = torch.add(-gradient, memory["direction"], alpha=beta)
-        slope = float(gradient.dot(direction))
+        slope = float(dot(gradient, direction))
         if slope < 0:
             return direction, slope
         _forget(memory)
-    return -gradient, -float(gradient.dot(gradient))
+    return -gradient, -float(dot(gradient, gradient))
 
 
 def _first_trial(gradient: Tensor, slope: float, memory: Numbers) -> float:
     """The step that would change f, to first order, as the last one did (Nocedal and Wright 2006, section 3.5)."""
     if "t" not in memory:
-        return min(1.0, 1.0 / float(gradient.abs().sum()))
+        return min(1.0, 1.0 / float(dot(gradient, gradient.sign())))
     return float(memory["t"] * min(100.0, memory["slope"] / slope))
 
 

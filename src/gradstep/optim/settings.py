@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
 
+from gradstep import tree
 from gradstep.errors import ModelError, RecipeError, listed, nearest
 
 SYNONYMS: Mapping[str, str] = {
@@ -39,6 +41,9 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "step_sizes": ("stepsizemin", "stepsizemax"),
 }
 
+_COUNTS = ("evalCounter", "func_evals", "n_iter")  # slots that are whole numbers
+_SINGLE = ("step", "eta", "mu")  # slots that are tensors of one number; torch chooses their dtype
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -59,7 +64,8 @@ class Settings:
 
         That dict is `state`, or `config` where no state is given, as in Torch7. An option that is None is not given.
 
-        Raises RecipeError for unknown names, options given twice, and values that can't be.
+        Raises RecipeError for unknown names, options given twice, and values that can't be; ModelError for a count in
+        the state that is none.
         """
         config = {} if config is None else config
         options = dict(self.defaults)
@@ -75,7 +81,14 @@ class Settings:
         for key in state or ():
             if key not in self.slots:
                 raise RecipeError(self._not_a_slot(key))
-        return options, config if state is None else state
+        memory = config if state is None else state
+        for name in _COUNTS:
+            count = memory.get(name, 0)
+            if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
+                raise ModelError(
+                    f"{self.method}: '{name}' in the state is {count!r}, which is not a count. Start with an empty state."
+                )
+        return options, memory
 
     def _named(self, key: str, value: Any) -> dict[str, Any]:
         names = {**SYNONYMS, **self.synonyms}
@@ -97,8 +110,10 @@ class Settings:
         if isinstance(default, bool):
             if not isinstance(value, bool):
                 raise RecipeError(f"{self.method}: {key} = {value!r} is neither True nor False.")
-        elif (isinstance(default, (int, float)) or isinstance(value, (int, float))) and not _is_rate(value):
-            raise RecipeError(f"{self.method}: {key} = {value!r} is not a number of 0 or more.")
+        elif isinstance(default, (int, float)) or isinstance(value, Real):
+            if not as_number(value) >= 0:
+                raise RecipeError(f"{self.method}: {key} = {value!r} is not a finite number of 0 or more.")
+            return int(value) if isinstance(value, Integral) else float(value)  # NumPy's become Python's
         return value
 
     def _not_a_slot(self, key: str) -> str:
@@ -111,14 +126,25 @@ class Settings:
 
 
 def check_slot(method: str, name: str, value: Any, params: Tensor) -> None:
-    """Raises ModelError unless a tensor from the state is of one element or of the shape of `params`."""
-    if not isinstance(value, Tensor) or (value.dim() > 0 and value.shape != params.shape):
-        what = f"a tensor of {value.numel()} elements" if isinstance(value, Tensor) else repr(value)
+    """Raises ModelError unless a tensor from the state has the shape and dtype of `params`, or is a single number where
+    torch keeps one."""
+    if isinstance(value, Tensor):
+        fits = value.dim() == 0 if name in _SINGLE else (value.shape, value.dtype) == (params.shape, params.dtype)
+    else:
+        fits = False
+    if not fits:
         raise ModelError(
-            f"{method}: '{name}' in the state is {what}; params has {params.numel()} elements. "
+            f"{method}: '{name}' in the state is {tree.describe(value)}, and params is {tree.describe(params)}. "
             "A state belongs to one vector: start with an empty one."
         )
 
 
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+def as_number(value: Any) -> float:
+    """A finite number as a float, NumPy's too; nan for all else, as booleans, tensors, and 10**400."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -1,7 +1,8 @@
 """SGD and Nesterov's accelerated gradient by the rules of Torch7's `optim.sgd` and `optim.nag`.
 
 Called as the methods of `gradstep.optim.functional` are: `method(feval, params, config, state) -> (params, [f])`,
-one call one step. They remember `evalCounter`, the number of calls, and `dfdx`, the velocity.
+one call one step. They remember `evalCounter`, the number of calls, and their velocities: sgd's is `dfdx`, a sum of
+gradients, nag's is `velocity`, a way to go, so that the one is not taken for the other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from gradstep.errors import RecipeError
 from gradstep.optim.feval import Feval, check_vector, evaluate
-from gradstep.optim.settings import Settings, check_slot
+from gradstep.optim.settings import Settings, as_number, check_slot
 
 Numbers = MutableMapping[str, Any]
 Step = tuple[Tensor, list[float]]
@@ -30,7 +31,7 @@ _SGD = Settings(
 _NAG = Settings(
     "nag",
     {"lr": 1e-3, "lr_decay": 0.0, "weight_decay": 0.0, "momentum": 0.9, "lrs": None},
-    ("evalCounter", "dfdx"),
+    ("evalCounter", "velocity"),
 )
 
 
@@ -55,7 +56,7 @@ def sgd(feval: Feval, params: Tensor, config: Numbers | None = None, state: Numb
     if decays is not None and options["weight_decay"]:
         raise RecipeError("sgd: give weight_decay for all elements or weight_decays for each, not both.")
     rate, rates = _rate(options, memory), _per_element(_SGD, options, "lrs", params)
-    velocity = _velocity(_SGD, memory, params)
+    velocity = _slot(_SGD, "dfdx", memory, params)
 
     f, df = evaluate(feval, params)
     gradient = _decayed(df, params, options["weight_decay"] if decays is None else decays)
@@ -89,7 +90,7 @@ def nag(feval: Feval, params: Tensor, config: Numbers | None = None, state: Numb
     if not momentum:
         raise RecipeError("nag needs a momentum above 0; without one it is sgd.")
     rate, rates = _rate(options, memory), _per_element(_NAG, options, "lrs", params)
-    velocity = _velocity(_NAG, memory, params)
+    velocity = _slot(_NAG, "velocity", memory, params)
     if velocity is None:
         velocity = torch.zeros_like(params)
 
@@ -104,14 +105,17 @@ def nag(feval: Feval, params: Tensor, config: Numbers | None = None, state: Numb
     velocity.mul_(momentum)
     _descend(velocity, gradient, rate, rates)
     _descend(params, gradient, rate, rates)
-    memory["dfdx"] = velocity
+    memory["velocity"] = velocity
     memory["evalCounter"] = memory.get("evalCounter", 0) + 1
     return params, [f]
 
 
 def _dampening(options: Numbers) -> float:
     momentum, dampening = options["momentum"], options["dampening"]
-    dampening = momentum if dampening is None else dampening
+    if dampening is None:
+        dampening = momentum
+    elif not as_number(dampening) <= 1:
+        raise RecipeError(f"sgd: dampening = {dampening!r} is not a number from 0 to 1.")
     if options["nesterov"] and (not momentum or dampening):
         raise RecipeError(
             f"sgd: nesterov needs a momentum and no dampening; here they are {momentum} and {dampening}. "
@@ -128,19 +132,20 @@ def _per_element(settings: Settings, options: Numbers, name: str, params: Tensor
     value = options[name]
     if value is None:
         return None
-    if not isinstance(value, Tensor) or value.shape != params.shape or not bool((value >= 0).all()):
+    fits = isinstance(value, Tensor) and value.shape == params.shape and not value.is_complex()
+    if not fits or not bool(((value >= 0) & value.isfinite()).all()):
         raise RecipeError(
-            f"{settings.method}: {name} must be a tensor of {params.numel()} numbers of 0 or more, one for each "
+            f"{settings.method}: {name} must be a tensor of {params.numel()} finite numbers of 0 or more, one for each "
             "element of params."
         )
     return value.to(params)
 
 
-def _velocity(settings: Settings, memory: Numbers, params: Tensor) -> Tensor | None:
-    if "dfdx" not in memory:
+def _slot(settings: Settings, name: str, memory: Numbers, params: Tensor) -> Tensor | None:
+    if name not in memory:
         return None
-    check_slot(settings.method, "dfdx", memory["dfdx"], params)
-    velocity: Tensor = memory["dfdx"]
+    check_slot(settings.method, name, memory[name], params)
+    velocity: Tensor = memory[name]
     return velocity
 
 

@@ -52,24 +52,21 @@ from gradstep.schedules.wrapped import FromTorch, from_torch
 
 # What a recipe can name. `product` and `join` are made of schedules, which a recipe's plain values are not.
 NAMES: dict[str, Callable[..., Any]] = {
-    make.__name__: make
-    for make in (
-        constant,
-        piecewise,
-        exponential,
-        geometric,
-        reciprocal,
-        inverse_time,
-        inverse_sqrt,
-        linear,
-        cosine,
-        polynomial,
-        one_cycle,
-        warmup,
-        on_plateau,
-        halve_on_plateau,
-        from_torch,
-    )
+    "constant": constant,
+    "piecewise": piecewise,
+    "exponential": exponential,
+    "geometric": geometric,
+    "reciprocal": reciprocal,
+    "inverse_time": inverse_time,
+    "inverse_sqrt": inverse_sqrt,
+    "linear": linear,
+    "cosine": cosine,
+    "polynomial": polynomial,
+    "one_cycle": one_cycle,
+    "warmup": warmup,
+    "on_plateau": on_plateau,
+    "halve_on_plateau": halve_on_plateau,
+    "from_torch": from_torch,
 }
 
 __all__ = [

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gradstep.clock import Clock, Duration
+from gradstep.errors import RecipeError
 from gradstep.schedules.base import Composable, Rate, spoken
 from gradstep.schedules.checks import number, one_of, share, whole, yes_or_no
 from gradstep.schedules.shapes import warmup_notes
@@ -34,6 +35,11 @@ class Annealing(Composable):
         if self.restart is not None:
             Duration.positive(self.restart, "schedule.restart")
         whole(self.growth, "growth", 1)
+        if self.growth != 1 and self.restart is None:
+            raise RecipeError(
+                f"schedule.growth: without a restart there is one period, and none that could be {self.growth} "
+                "times as long. Write restart='10 epochs' too, or leave growth out."
+            )
 
     def left(self, progress: float) -> float:
         """How much of the way from the floor to the base is left, from 1 to 0, at a progress from 0 to 1."""
@@ -47,24 +53,33 @@ class Annealing(Composable):
         def rate(step: int, base: float) -> float:
             if step < warmup:
                 return base * (step + 1) / warmup
-            at, length = step - warmup, period
-            while self.restart is not None and at >= length:
-                if self.growth == 1:
-                    at %= length
-                else:
-                    at, length = at - length, length * self.growth
+            at, length = self._place(step - warmup, period)
             return base * (self.floor + (1 - self.floor) * self.left(min(at / length, 1.0)))
 
         return rate
 
     def notes(self, clock: Clock) -> list[str]:
-        """A warm-up or a first period that does not end within the run."""
+        """A warm-up that does not end within the run, or a period that the run's end cuts."""
         warmup = clock.steps(Duration.parse(self.warmup, "schedule.warmup"))
         found = warmup_notes(self.warmup, "warmup", clock)
-        if self.restart is not None and not found and warmup + self._first_period(clock) > clock.total:
-            period, left = spoken(self._first_period(clock), clock), spoken(clock.total - warmup, clock)
-            found.append(f"schedule.restart: the first period takes {period}, and the run has {left} for it.")
+        if self.restart is not None and not found:
+            after = clock.total - warmup
+            last, length = self._place(after - 1, self._first_period(clock))
+            if last + 1 < length:
+                which = "first" if last + 1 == after else "last"
+                period, left = spoken(length, clock), spoken(last + 1, clock)
+                found.append(f"schedule.restart: the {which} period takes {period}, and the run has {left} for it.")
         return found
+
+    def _place(self, at: int, period: int) -> tuple[int, int]:
+        """How far into its period a step is, `at` steps after the warm-up, and how long that period is."""
+        if self.restart is None:
+            return at, period
+        if self.growth == 1:
+            return at % period, period
+        while at >= period:
+            at, period = at - period, period * self.growth
+        return at, period
 
     def _first_period(self, clock: Clock) -> int:
         return clock.steps(Duration.parse(self.restart, "schedule.restart"))
@@ -72,7 +87,11 @@ class Annealing(Composable):
 
 @dataclass(frozen=True, slots=True)
 class Cosine(Annealing):
-    """Down along half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
+    """Down along half a cosine over the whole run, after a linear warm-up such as `"1 epoch"`.
+
+    Loshchilov & Hutter 2017, eq. 5. `restart="10 epochs"` begins it again after that long; with `growth=2` each period
+    is twice as long as the one before.
+    """
 
     def left(self, progress: float) -> float:
         """(1 + cos π·progress) / 2."""
@@ -81,7 +100,7 @@ class Cosine(Annealing):
 
 @dataclass(frozen=True, slots=True)
 class Linear(Annealing):
-    """Down in a line."""
+    """The same as a cosine, in a line."""
 
     def left(self, progress: float) -> float:
         """1 - progress."""
@@ -105,7 +124,11 @@ class Polynomial(Annealing):
 
 @dataclass(frozen=True, slots=True)
 class OneCycle(Composable):
-    """Up from `start`·base to the base and down to `end`·base, as torch's OneCycleLR does with max_lr = base."""
+    """The 1cycle policy (Smith & Topin 2018) over the whole run, as torch's OneCycleLR does with max_lr = base.
+
+    `warmup_share` of the run goes up, from `start`·base; the rest goes down to `end`·base, along a `"cosine"` or a
+    `"linear"` curve. With `three_phase` it comes down to `start`·base in the time that it went up, then to `end`·base.
+    """
 
     warmup_share: float = 0.3
     start: float = 1 / 25
@@ -146,21 +169,10 @@ class OneCycle(Composable):
         return after + (before - after) / 2.0 * (math.cos(math.pi * done) + 1)
 
 
-def cosine(
-    warmup: str | Duration = "0 steps", floor: float = 0.0, restart: str | Duration | None = None, growth: int = 1
-) -> Cosine:
-    """A cosine over the whole run, after a linear warm-up such as `"1 epoch"`; `restart="10 epochs"` begins it again.
-
-    With `growth=2` each period is twice as long as the one before.
-    """
-    return Cosine(warmup, floor, restart, growth)
-
-
-def linear(
-    warmup: str | Duration = "0 steps", floor: float = 0.0, restart: str | Duration | None = None, growth: int = 1
-) -> Linear:
-    """The same in a line instead of a cosine."""
-    return Linear(warmup, floor, restart, growth)
+# The names that people write. A polynomial's power comes first.
+linear = Linear
+cosine = Cosine
+one_cycle = OneCycle
 
 
 def polynomial(
@@ -170,20 +182,5 @@ def polynomial(
     restart: str | Duration | None = None,
     growth: int = 1,
 ) -> Polynomial:
-    """The same along (1 - progress)^power."""
+    """Down along (1 - progress)^power over the whole run, after a linear warm-up, once or with restarts."""
     return Polynomial(warmup, floor, restart, growth, power)
-
-
-def one_cycle(
-    warmup_share: float = 0.3,
-    start: float = 1 / 25,
-    end: float = 1 / 25e4,
-    curve: str = "cosine",
-    three_phase: bool = False,
-) -> OneCycle:
-    """The 1cycle policy (Smith & Topin 2018) over the whole run, its highest value being the base.
-
-    `warmup_share` of the run goes up, from `start`·base; the rest goes down to `end`·base, along a `"cosine"` or a
-    `"linear"` curve. With `three_phase` it comes down to `start`·base in the time that it went up, then to `end`·base.
-    """
-    return OneCycle(warmup_share, start, end, curve, three_phase)

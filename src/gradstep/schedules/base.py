@@ -60,13 +60,8 @@ class Composable:
 
 def resolve(schedule: Schedule | Rate, clock: Clock) -> Rate:
     """The function of a schedule, whichever of the two it is given as."""
-    if isinstance(schedule, Schedule):
-        return schedule.resolve(clock)
-    if callable(schedule):
-        return schedule
-    raise RecipeError(
-        f"schedule: {schedule!r} is neither a function (step, base) -> rate nor one of gradstep.schedules."
-    )
+    _checked([schedule])
+    return schedule.resolve(clock) if isinstance(schedule, Schedule) else schedule
 
 
 def notes(schedule: Schedule | Rate, clock: Clock) -> list[str]:
@@ -212,6 +207,8 @@ def unchanged(_step: int, base: float) -> float:
 
 def _checked(parts: Sequence[Part]) -> tuple[Part, ...]:
     for part in parts:
+        if isinstance(part, type) and issubclass(part, Composable):
+            raise RecipeError(f"schedule: {part.__name__} is what makes a schedule, and has to be called.")
         if not (isinstance(part, Schedule) or callable(part)):
             raise RecipeError(
                 f"schedule: {part!r} is neither a function (step, base) -> rate nor one of gradstep.schedules."

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from numbers import Real
 from typing import NamedTuple
 
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
+
+from gradstep.errors import RecipeError
 
 
 class Length(NamedTuple):
@@ -17,6 +20,7 @@ class Length(NamedTuple):
     longer: str  # what happens when it is longer than the run
     shorter: str | None = None  # or shorter, where that is a mistake
     or_equal: bool = False  # whether a run of just this length is too short as well
+    least: int = 1  # what is shorter makes no sense, though torch may take it
 
 
 class Mismatch(NamedTuple):
@@ -30,14 +34,28 @@ class Mismatch(NamedTuple):
 
 _LENGTHS = {
     lr_scheduler.StepLR: Length("step_size", "it never falls", or_equal=True),
-    lr_scheduler.ConstantLR: Length("total_iters", "it does not end", or_equal=True),
-    lr_scheduler.LinearLR: Length("total_iters", "it does not end", or_equal=True),
-    lr_scheduler.PolynomialLR: Length("total_iters", "it does not come to its end", "the rest is at 0"),
+    lr_scheduler.ConstantLR: Length("total_iters", "it does not end", or_equal=True, least=0),
+    lr_scheduler.LinearLR: Length("total_iters", "it does not end", or_equal=True, least=0),
+    lr_scheduler.PolynomialLR: Length("total_iters", "it does not come to its end", "the rest is at 0", least=0),
     lr_scheduler.CosineAnnealingLR: Length("T_max", "it does not come to its end", "it rises again"),
     lr_scheduler.CosineAnnealingWarmRestarts: Length("T_0", "it never restarts"),
     lr_scheduler.OneCycleLR: Length("total_steps", "it does not come to its end", "it can't go on"),
     lr_scheduler.CyclicLR: Length("total_size", "the first cycle does not end"),
 }
+
+
+def check_length(scheduler: LRScheduler) -> None:
+    """RecipeError for a length that is none, such as a negative step_size. torch goes on with it."""
+    name, held = type(scheduler).__name__, _LENGTHS.get(type(scheduler))
+    if held is not None:
+        length = getattr(scheduler, held.attribute)
+        if not isinstance(length, Real) or length < held.least:
+            raise RecipeError(
+                f"schedule: {name}'s {held.attribute} is {length!r}, and no number of {held.least} or more."
+            )
+    for milestone in getattr(scheduler, "milestones", ()):
+        if not isinstance(milestone, Real):
+            raise RecipeError(f"schedule: {name}'s milestone {milestone!r} is no number.")
 
 
 def mismatches(scheduler: LRScheduler, calls: int, followed: bool = False) -> Iterator[Mismatch]:
@@ -62,6 +80,17 @@ def mismatches(scheduler: LRScheduler, calls: int, followed: bool = False) -> It
             yield Mismatch(f"{name}'s {held.attribute}", length, calls, held.longer)
         elif held.shorter and length < calls - 1:
             yield Mismatch(f"{name}'s {held.attribute}", length, calls, held.shorter)
+        elif isinstance(scheduler, lr_scheduler.CosineAnnealingWarmRestarts):
+            yield from _cut_period(scheduler, calls)
+
+
+def _cut_period(scheduler: lr_scheduler.CosineAnnealingWarmRestarts, calls: int) -> Iterator[Mismatch]:
+    """The last period, where the run ends within it."""
+    rows, period, growth = calls, int(scheduler.T_0), int(scheduler.T_mult)
+    while rows > period:
+        rows, period = rows - period, period * growth
+    if rows < period:
+        yield Mismatch("CosineAnnealingWarmRestarts's last period", period, rows, "it does not come to its end")
 
 
 def _in_sequence(scheduler: lr_scheduler.SequentialLR, calls: int, followed: bool) -> Iterator[Mismatch]:

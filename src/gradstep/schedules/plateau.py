@@ -27,7 +27,12 @@ class PlateauNumbers:
 
 @dataclass(frozen=True, slots=True)
 class OnPlateau(Composable):
-    """The rule of torch's ReduceLROnPlateau, with its settings by its names."""
+    """Times `factor` after more than `patience` evaluations in a row without a better metric: ReduceLROnPlateau's rule.
+
+    Better is by more than `threshold`, relative to the best (`"rel"`) or as it is (`"abs"`). After a reduction,
+    `cooldown` evaluations don't count. The value does not go below `min_value`, nor in steps of `eps` or less.
+    `metric` is a name such as `"valid/loss"`, and `mode` `"min"` or `"max"`; unless given, those of the monitor.
+    """
 
     factor: float = 0.1
     patience: int = 10
@@ -120,24 +125,7 @@ def plateaus(rate: Rate) -> list[Plateau]:
     return list({id(each): each for each in found}.values())
 
 
-def on_plateau(
-    factor: float = 0.1,
-    patience: int = 10,
-    threshold: float = 1e-4,
-    threshold_mode: str = "rel",
-    cooldown: int = 0,
-    min_value: float = 0.0,
-    eps: float = 1e-8,
-    metric: str | None = None,
-    mode: str | None = None,
-) -> OnPlateau:
-    """Times `factor` after more than `patience` evaluations in a row without a better metric: ReduceLROnPlateau's rule.
-
-    Better is by more than `threshold`, relative to the best (`"rel"`) or as it is (`"abs"`). After a reduction,
-    `cooldown` evaluations don't count. The value does not go below `min_value`, nor in steps of `eps` or less.
-    `metric` is a name such as `"valid/loss"`, and `mode` `"min"` or `"max"`; unless given, those of the monitor.
-    """
-    return OnPlateau(factor, patience, threshold, threshold_mode, cooldown, min_value, eps, metric, mode)
+on_plateau = OnPlateau  # the name that people write
 
 
 def halve_on_plateau(metric: str | None = None, mode: str | None = None, patience: int = 0) -> OnPlateau:

@@ -15,7 +15,7 @@ from gradstep.schedules.checks import ascending, number, share
 
 @dataclass(frozen=True, slots=True)
 class Constant(Composable):
-    """Always the base."""
+    """The value stays what the optimizer has."""
 
     def resolve(self, clock: Clock) -> Rate:  # noqa: ARG002
         """The function of (step, base) for a run of this clock."""
@@ -24,7 +24,10 @@ class Constant(Composable):
 
 @dataclass(frozen=True, slots=True)
 class Piecewise(Composable):
-    """The base times a factor that changes at given times."""
+    """`{"2 epochs": 0.1, "4 epochs": 0.01}`: the base, from epoch 2 on a tenth of it, from epoch 4 on a hundredth.
+
+    Factors are of the base, not of the value before. RecipeError: times out of order, factors negative or not finite.
+    """
 
     factors: Mapping[str | Duration, float]
 
@@ -58,7 +61,7 @@ class Piecewise(Composable):
 
 @dataclass(frozen=True, slots=True)
 class Exponential(Composable):
-    """base · exp(-t/r)."""
+    """base · exp(-t/r): after each `r` another e-th. With r of one epoch, t/r counts the training set's passes."""
 
     r: str | Duration = "1 epoch"
 
@@ -73,7 +76,7 @@ class Exponential(Composable):
 
 @dataclass(frozen=True, slots=True)
 class Geometric(Composable):
-    """base · gamma^⌊t/every⌋."""
+    """base · gamma^⌊t/every⌋: times `gamma` after each `every`, as torch's ExponentialLR and StepLR do."""
 
     gamma: float
     every: str | Duration = "1 epoch"
@@ -83,9 +86,29 @@ class Geometric(Composable):
         Duration.positive(self.every, "schedule.every")
 
     def resolve(self, clock: Clock) -> Rate:
-        """The function of (step, base) for a run of this clock."""
-        every = clock.steps(Duration.parse(self.every, "schedule.every"))
-        return lambda step, base: base * self.gamma ** (step // every)
+        """The function of (step, base) for a run of this clock. RecipeError where it outgrows a float in that run."""
+        gamma, every = float(self.gamma), self._every(clock)
+        times = (clock.total - 1) // every
+        try:
+            gamma**times
+        except OverflowError:
+            raise RecipeError(
+                f"schedule.gamma: {gamma:g} after each {Duration.parse(self.every, 'schedule.every')} is "
+                f"{gamma:g}^{times} at the run's last step, more than a float holds (1.8e308). Write a smaller gamma, "
+                "or a longer every."
+            ) from None
+        return lambda step, base: base * gamma ** (step // every)
+
+    def notes(self, clock: Clock) -> list[str]:
+        """An `every` that is not shorter than the run."""
+        every = self._every(clock)
+        if every < clock.total:
+            return []
+        run = spoken(clock.total, clock)
+        return [f"schedule.every: it is {spoken(every, clock)}, and the run has {run}: the value never changes."]
+
+    def _every(self, clock: Clock) -> int:
+        return clock.steps(Duration.parse(self.every, "schedule.every"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +130,7 @@ class Reciprocal(Composable):
 
 @dataclass(frozen=True, slots=True)
 class InverseTime(Composable):
-    """base / (1 + t · decay)."""
+    """base / (1 + t · decay), t in steps: the `learningRateDecay` of Torch7's optim.sgd."""
 
     decay: float
 
@@ -121,7 +144,10 @@ class InverseTime(Composable):
 
 @dataclass(frozen=True, slots=True)
 class InverseSqrt(Composable):
-    """base · min((t+1)/w, √(w/(t+1))) for a warm-up of w steps."""
+    """base · min((t+1)/w, √(w/(t+1))): up in a line for a `warmup` of w steps, then down with 1/√t.
+
+    Vaswani et al. 2017, section 5.3. The peak is the base.
+    """
 
     warmup: str | Duration = "4000 steps"
 
@@ -140,7 +166,10 @@ class InverseSqrt(Composable):
 
 @dataclass(frozen=True, slots=True)
 class Warmup(Composable):
-    """base · (start + (1 - start) · (t+1)/w) during the first w steps, then the base."""
+    """A factor for products, `warmup("1 epoch") * other`: rises in a line from `start` to 1, then stays there.
+
+    Step s of w runs at start + (1 - start) · (s + 1) / w, so the last of them is at 1 already.
+    """
 
     length: str | Duration
     start: float = 0.0
@@ -171,47 +200,12 @@ def warmup_notes(length: str | Duration, name: str, clock: Clock) -> list[str]:
     return [f"schedule.{name}: the warm-up takes {spoken(steps, clock)}, and the run has {spoken(clock.total, clock)}."]
 
 
-def constant() -> Constant:
-    """The value stays what the optimizer has."""
-    return Constant()
-
-
-def piecewise(factors: Mapping[str | Duration, float]) -> Piecewise:
-    """`{"2 epochs": 0.1, "4 epochs": 0.01}`: the base, from epoch 2 on a tenth of it, from epoch 4 on a hundredth.
-
-    Factors are of the base, not of the value before. RecipeError: times out of order, factors negative or not finite.
-    """
-    return Piecewise(factors)
-
-
-def exponential(r: str | Duration = "1 epoch") -> Exponential:
-    """base · exp(-t/r): after each `r` another e-th. With r of one epoch, t/r counts the training set's passes."""
-    return Exponential(r)
-
-
-def geometric(gamma: float, every: str | Duration = "1 epoch") -> Geometric:
-    """base · gamma^⌊t/every⌋: times `gamma` after each `every`, as torch's ExponentialLR and StepLR do."""
-    return Geometric(gamma, every)
-
-
-def reciprocal(r: str | Duration = "1 epoch", c: float = 1.0) -> Reciprocal:
-    """base · (1 + t/r)^(-c)."""
-    return Reciprocal(r, c)
-
-
-def inverse_time(decay: float) -> InverseTime:
-    """base / (1 + t · decay), t in steps: the `learningRateDecay` of Torch7's optim.sgd."""
-    return InverseTime(decay)
-
-
-def inverse_sqrt(warmup: str | Duration = "4000 steps") -> InverseSqrt:
-    """Up in a line for `warmup`, then down with 1/√t (Vaswani et al. 2017, section 5.3). The peak is the base."""
-    return InverseSqrt(warmup)
-
-
-def warmup(length: str | Duration, start: float = 0.0) -> Warmup:
-    """A factor for products, `warmup("1 epoch") * other`: rises in a line from `start` to 1, then stays there.
-
-    Step s of w runs at start + (1 - start) · (s + 1) / w, so the last of them is at 1 already.
-    """
-    return Warmup(length, start)
+# The names that people write.
+constant = Constant
+piecewise = Piecewise
+exponential = Exponential
+geometric = Geometric
+reciprocal = Reciprocal
+inverse_time = InverseTime
+inverse_sqrt = InverseSqrt
+warmup = Warmup

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from gradstep.errors import RecipeError
 from gradstep.schedules.base import Groups
+from gradstep.schedules.lengths import check_length
 
 PLATEAU = (
     "schedule: ReduceLROnPlateau goes by a metric, not by the step. Use gradstep.schedules.on_plateau, "
@@ -135,6 +136,7 @@ def simulate_copy(scheduler: LRScheduler) -> Simulation:
     """A scheduler from where it is, on a copy of it; its optimizer is not touched, and parameters are not copied."""
     theirs = scheduler.optimizer
     stand_in = StandIn([options_of(group) for group in theirs.param_groups])
+    check(scheduler)
     instead: dict[int, Any] = {id(each): each for group in theirs.param_groups for each in group["params"]}
     instead[id(theirs)] = stand_in
     try:
@@ -148,7 +150,7 @@ def simulate_copy(scheduler: LRScheduler) -> Simulation:
 
 
 def check(scheduler: object) -> None:
-    """RecipeError for what is no scheduler that is stepped once per step or epoch."""
+    """RecipeError for what is no scheduler that is stepped once per step or epoch, or has a length that is none."""
     if isinstance(scheduler, ReduceLROnPlateau):
         raise RecipeError(PLATEAU)
     if not isinstance(scheduler, LRScheduler):
@@ -156,6 +158,8 @@ def check(scheduler: object) -> None:
             f"schedule: from_torch's function made {scheduler!r}, which is no torch.optim.lr_scheduler. "
             "Several schedulers go into a ChainedScheduler or a SequentialLR."
         )
+    for each in within(scheduler):
+        check_length(each)
 
 
 def within(scheduler: LRScheduler) -> Iterator[LRScheduler]:

@@ -180,9 +180,13 @@ def _try(make: Callable[[Optimizer], Any], shown: str, options: dict[str, Any]) 
     errors = []
     for count in counts:
         try:
-            _simulated(make, shown, Start.of([_GROUP] * count).groups)
+            table = _simulated(make, shown, Start.of([_GROUP] * count).groups)
         except GradstepError as error:
             errors.append(error)
+        else:
+            table.reach(1)
+            if isinstance(table.ended, (TypeError, ZeroDivisionError)):  # numbers that torch can't count with
+                errors.append(_raised(shown, table.ended))
     if len(errors) == len(counts):
         raise errors[-1]
 
@@ -212,10 +216,12 @@ def _simulated(make: Callable[[Optimizer], Any], shown: str, groups: Groups) -> 
     except GradstepError:
         raise
     except Exception as error:
-        at = raised_at(error)  # a line of the user's, unless it is the arguments that torch does not like
-        raise (UserCodeError if at else RecipeError)(
-            f"schedule: {shown} raised {type(error).__name__}: {error}{at}"
-        ) from error
+        raise _raised(shown, error) from error
+
+
+def _raised(shown: str, error: Exception) -> GradstepError:
+    at = raised_at(error)  # a line of the user's, unless it is the arguments that torch does not like
+    return (UserCodeError if at else RecipeError)(f"schedule: {shown} raised {type(error).__name__}: {error}{at}")
 
 
 def _too_short(table: Simulation, every: int, clock: Clock) -> RecipeError:

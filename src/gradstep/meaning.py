@@ -1,0 +1,89 @@
+"""What makes a run this run and no other: kept in its checkpoints, and held against whoever resumes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from gradstep.data import Feed, Source, augmentations, fingerprint
+from gradstep.data.order import VERSION
+from gradstep.errors import RecipeError
+from gradstep.schedules import Rate
+from gradstep.setup import Training
+from gradstep.update.criterion import describe
+
+_SCHEDULE = "the schedule"
+_EPOCHS = 64  # as many starts of epochs a schedule is known by
+
+
+def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) -> dict[str, Any]:
+    """What a resume must find as it was, `about` being `about_data`'s. A step means more: code is not looked at."""
+    state, feed = training.state, training.feed
+    source = feed if isinstance(feed, Feed) else None
+    groups = state.optimizer.param_groups
+    return {
+        "the order's algorithm": VERSION,
+        "seed": state.seed,
+        "the number of training samples": len(source.source) if source else None,
+        "the content of the data behind the training part": _in_short(about.get("files")),
+        "the content of the data behind the validation part": _in_short(fingerprint(valid)) if valid else None,
+        "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
+        "batch_size": source.batch_size if source else None,
+        "the number of steps in an epoch": training.clock.steps_per_epoch,
+        "dropout": training.update.dropout,
+        "stat_group": training.update.stat_group,
+        "the criterion": describe(state.criterion),
+        "the learning rate": list(state.base_rates),
+        f"what {type(state.optimizer).__name__} is given": [
+            {o: v for o, v in base.items() if o != "lr"} for base in state.bases
+        ],
+        "freeze": [group.get("freeze", False) for group in groups],
+        _SCHEDULE: _values(training),
+        "the schedule by a metric": [asdict(plateau.rule) for plateau in training.scheduled.plateaus],
+        "clip": repr(training.clip) if training.clip else None,
+        "ema": [state.ema.decay, state.ema.start, state.ema.evaluate] if state.ema else None,
+    }
+
+
+def changed(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> tuple[str, Any, Any] | None:
+    """`(what, what it was, what it is)` of the first thing that is another now; None where all is as it was.
+
+    A schedule may go on otherwise than it would have, as in a run that is made longer, but not have been another until
+    `step`. What `then` does not know, an earlier version did not keep.
+    """
+    for what, is_now in now.items():
+        was = then.get(what, is_now)
+        if what == _SCHEDULE and was and is_now:
+            common = sorted({int(at) for at in was} & {int(at) for at in is_now if int(at) <= step})
+            was, is_now = ([values[str(at)] for at in common] for values in (was, is_now))
+        if was != is_now:
+            return what, was, is_now
+    return None
+
+
+def _values(training: Training) -> dict[str, list[float | None]]:
+    """What the schedules give at the starts of epochs, by step: all groups and options in a row."""
+    bases, clock = training.state.bases, training.clock
+    starts = [epoch * clock.steps_per_epoch for epoch in range(_EPOCHS)]
+    return {
+        str(step): [
+            _asked(value, step, base[option])
+            for own, base in zip(training.scheduled.functions, bases, strict=True)
+            for option, value in own.items()
+        ]
+        for step in starts
+        if step <= max(clock.total, clock.steps_per_epoch) and training.scheduled
+    }
+
+
+def _asked(value: Rate, step: int, base: float) -> float | None:
+    """What a schedule gives; nothing where it is one of torch's that ends before this step."""
+    try:
+        return value(step, base)
+    except RecipeError:
+        return None
+
+
+def _in_short(files: Mapping[str, Any] | None) -> str | None:
+    return f"{files['bytes']:,} bytes ({files['content'][:12]})" if files else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -51,6 +54,33 @@ def test_checkgrad_on_a_model_in_both_precisions() -> None:
     assert difference < 1e-2
     difference, *_ = checkgrad(feval, flatten_parameters(model.double()).params)
     assert difference < 1e-8
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e6])
+def test_checkgrad_goes_further_where_params_are_large(scale: float) -> None:
+    """With the step that is right at 1, rounding of f would leave nothing of the difference."""
+    x = far(10) * scale
+    assert checkgrad(lambda x: (float(x.square().sum()), 2 * x), x)[0] < 1e-9
+    assert torch.equal(x, far(10) * scale)
+
+
+def test_checkgrads_warning_points_at_the_caller() -> None:
+    with pytest.warns(UserWarning, match="checkgrad in float32") as caught:
+        checkgrad(rosenbrock, far(2).float())
+    assert [each.filename for each in caught] == [__file__]
+
+
+@pytest.mark.parametrize("f", [math.nan, math.inf])
+def test_checkgrad_of_what_is_not_finite(f: float) -> None:
+    with pytest.raises(ModelError, match=rf"f = {f}, which is not finite"):
+        checkgrad(lambda x: (f, x.clone()), far(2))
+
+
+@pytest.mark.parametrize("eps", [0, 1, -1e-5, math.nan, "1e-5", True])
+def test_checkgrads_eps_is_a_number_between(eps: object) -> None:
+    with pytest.raises(RecipeError, match=r"eps = .* is not a number between 0 and 1"):
+        checkgrad(rosenbrock, far(2), eps=eps)  # type: ignore[arg-type]
+    assert checkgrad(rosenbrock, far(2), eps=np.float32(1e-5))[0] < 1e-6
 
 
 def test_checkgrad_of_zero_of_chance_and_of_errors() -> None:

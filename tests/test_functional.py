@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+import re
+from ast import literal_eval
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -167,7 +171,7 @@ def test_nag_is_its_rule(momentum: float, lr: float, lr_decay: float, decay: flo
         v = momentum * v - lr / (1 + t * lr_decay) * (factor or 1.0) * (slope(y) + decay * y)
         position += v
         assert float(x) == pytest.approx(position, rel=1e-11, abs=1e-12)
-        assert float(state["dfdx"]) == pytest.approx(v, rel=1e-11, abs=1e-12)
+        assert float(state["velocity"]) == pytest.approx(v, rel=1e-11, abs=1e-12)
 
 
 def test_an_error_in_feval_leaves_nag_where_it_was() -> None:
@@ -235,6 +239,50 @@ def test_gradients_of_16_bits_in_micro_batches_reach_the_vector() -> None:
         assert torch.equal(params, before - want)
 
 
+# ---- defaults ----
+
+# Every default, as the docstrings have them; what they say in words comes after the bar.
+DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "sgd": ({"lr": 1e-3, "lr_decay": 0, "weight_decay": 0, "momentum": 0, "nesterov": False},
+            {"dampening": None, "lrs": None, "weight_decays": None}),
+    "nag": ({"lr": 1e-3, "lr_decay": 0, "weight_decay": 0, "momentum": 0.9}, {"lrs": None}),
+    "asgd": ({"lr": 1e-4, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0}, {}),
+    "adam": ({"lr": 1e-3, "lr_decay": 0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0,
+              "amsgrad": False}, {}),
+    "adamax": ({"lr": 2e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-38, "weight_decay": 0}, {}),
+    "adagrad": ({"lr": 1e-3, "lr_decay": 0, "weight_decay": 0, "eps": 1e-10, "initial_accumulator_value": 0}, {}),
+    "adadelta": ({"rho": 0.9, "eps": 1e-6, "weight_decay": 0, "lr": 1}, {}),
+    "rmsprop": ({"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}, {}),
+    "rprop": ({"lr": 0.1, "etaminus": 0.5, "etaplus": 1.2, "stepsizemin": 1e-6, "stepsizemax": 50}, {}),
+    "lbfgs": ({"lr": 1, "max_iter": 20, "tolerance_grad": 1e-5, "tolerance_change": 1e-9, "history_size": 100},
+              {"max_eval": 25, "line_search_fn": None}),
+    "cg": ({"max_iter": 20, "tolerance_grad": 1e-7, "c1": 0.01, "c2": 0.1}, {"max_eval": 25}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_are_those_that_the_docstring_names(name: str) -> None:
+    numbers, in_words = DEFAULTS[name]
+    found = re.findall(r"\b(\w+) (False|\d[\d.]*(?:e-?\d+)?)(?=\W)", inspect.getdoc(METHODS[name]) or "")
+    assert {option: literal_eval(value.rstrip(".")) for option, value in found if option in numbers} == numbers
+    module = inspect.getmodule(METHODS[name])
+    held = getattr(module, f"_{name.upper()}")
+    defaults = getattr(held, "settings", held).defaults
+    assert {option: defaults[option] for option in numbers} == numbers
+    assert defaults.keys() == numbers.keys() | in_words.keys()
+    x, y = far(10), far(10)
+    assert METHODS[name](rosenbrock, x)[1] == METHODS[name](rosenbrock, y, {**numbers, **in_words})[1]
+    assert torch.equal(x, y)
+
+
+def test_without_dampening_it_is_the_momentum() -> None:
+    x, y, config, other = far(4), far(4), {"momentum": 0.75}, {"momentum": 0.75, "dampening": 0.75}
+    for _ in range(3):
+        torch7.sgd(rosenbrock, x, config)
+        torch7.sgd(rosenbrock, y, other)
+    assert torch.equal(x, y)
+
+
 # ---- progress ----
 
 # f of Rosenbrock in two dimensions after 500 steps, 24.2 before: measured, with a third to spare.
@@ -277,10 +325,12 @@ def test_adam_in_a_hundred_dimensions() -> None:
     ("name", "config", "message"),
     [
         ("sgd", {"learningrate": 0.1}, r"sgd has no option 'learningrate'. Did you mean 'learningRate'\?"),
-        ("adam", {"beta": 0.1}, r"adam has no option 'beta'. Did you mean 'beta1'\?|'beta2'|'betas'"),
+        ("adam", {"beta": 0.1}, r"adam has no option 'beta'\. Did you mean '(beta1|beta2|betas)'\?"),
         ("adam", {"stepsize": 0.1}, "adam has no option 'stepsize'"),
         ("sgd", {"lr": 0.1, "learningRate": 0.1}, "'lr' and 'learningRate' are one option"),
-        ("sgd", {"lr": -0.1}, "lr = -0.1 is not a number of 0 or more"),
+        ("sgd", {"lr": -0.1}, "lr = -0.1 is not a finite number of 0 or more"),
+        ("adam", {"lr": 10**400}, "lr = 1000.* is not a finite number of 0 or more"),
+        ("lbfgs", {"maxEval": True}, "maxEval = True is not a finite number"),
         ("rprop", {"lr": float("nan")}, "lr = nan"),
         ("cg", {"maxIter": 0}, "max_iter = 0 is not a count"),
         ("cg", {"rho": 0.5, "sig": 0.1}, "0 < c1 < c2 < 1"),
@@ -291,8 +341,12 @@ def test_adam_in_a_hundred_dimensions() -> None:
         ("sgd", {"nesterov": True}, "nesterov needs a momentum"),
         ("sgd", {"nesterov": True, "momentum": 0.9}, "add dampening=0"),
         ("sgd", {"momentum": 0.9, "dampening": -0.1}, "dampening = -0.1 is not"),
+        ("sgd", {"momentum": 0.9, "dampening": 7}, "dampening = 7 is not a number from 0 to 1"),
+        ("sgd", {"momentum": 0.9, "dampening": "momentum"}, "dampening = 'momentum' is not a number from 0 to 1"),
         ("nag", {"momentum": 0}, "momentum above 0"),
-        ("sgd", {"learningRates": torch.ones(3)}, "tensor of 2 numbers"),
+        ("sgd", {"learningRates": torch.ones(3)}, "tensor of 2 finite numbers"),
+        ("sgd", {"lrs": torch.tensor([1.0, torch.inf])}, "lrs must be a tensor of 2 finite numbers"),
+        ("nag", {"lrs": torch.ones(2, dtype=torch.complex64)}, "lrs must be a tensor of 2 finite numbers"),
         ("sgd", {"weightDecay": 0.1, "weightDecays": torch.ones(2)}, "not both"),
     ],
 )
@@ -306,7 +360,7 @@ def test_options_that_cannot_be(name: str, config: dict[str, Any], message: str)
 def test_states_that_do_not_fit() -> None:
     state: dict[str, Any] = {}
     functional.adam(rosenbrock, far(2), None, state)
-    with pytest.raises(ModelError, match=r"'exp_avg' in the state is a tensor of 2 elements; params has 4"):
+    with pytest.raises(ModelError, match=r"'exp_avg' in the state is 2 float64, and params is 4 float64"):
         functional.adam(rosenbrock, far(4), None, state)
     with pytest.raises(ModelError, match="no 'max_exp_avg_sq'"):
         functional.adam(rosenbrock, far(2), {"amsgrad": True}, state)
@@ -316,6 +370,72 @@ def test_states_that_do_not_fit() -> None:
         torch7.sgd(rosenbrock, far(2), None, {"lr": 0.1})
 
 
+def test_the_velocity_of_sgd_is_not_that_of_nag() -> None:
+    states: dict[str, dict[str, Any]] = {"sgd": {}, "nag": {}}
+    for name, state in states.items():
+        METHODS[name](rosenbrock, far(2), {"momentum": 0.5}, state)
+    with pytest.raises(RecipeError, match=r"nag keeps no 'dfdx'.*If another method left it there"):
+        torch7.nag(rosenbrock, far(2), None, states["sgd"])
+    with pytest.raises(RecipeError, match=r"sgd keeps no 'velocity'.*If another method left it there"):
+        torch7.sgd(rosenbrock, far(2), None, states["nag"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("change", [Tensor.float, lambda slot: slot[0], lambda slot: slot[:1], Tensor.tolist])
+def test_each_vector_of_a_state_has_the_dtype_and_shape_of_params(name: str, change: Callable[[Tensor], Any]) -> None:
+    x, state = far(2), {}
+    config = {"momentum": 0.5} if name in ("sgd", "nag") else {"maxIter": 4} if name in ("cg", "lbfgs") else {}
+    METHODS[name](rosenbrock, x, config, state)
+    before, found = x.clone(), 0
+    for slot, value in state.items():
+        vector = value[-1] if slot in ("old_dirs", "old_stps") else value
+        if isinstance(vector, Tensor) and vector.dim():
+            found += 1
+            wrong = [*value[:-1], change(vector)] if isinstance(value, list) else change(value)
+            with pytest.raises(ModelError, match=rf"^{name}: '{slot}' in the state is .*, and params is 2 float64"):
+                METHODS[name](rosenbrock, x, config, {**state, slot: wrong})
+    assert found
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(("name", "slot"), [("sgd", "evalCounter"), ("nag", "evalCounter"), ("cg", "n_iter"),
+                                            ("lbfgs", "n_iter"), ("cg", "func_evals")])  # fmt: skip
+@pytest.mark.parametrize("value", ["3", 1.5, -1, None, True, torch.ones(2)])
+def test_a_count_in_the_state_is_a_count(name: str, slot: str, value: object) -> None:
+    with pytest.raises(ModelError, match=f"{name}: '{slot}' in the state is .*, which is no count"):
+        METHODS[name](rosenbrock, far(2), None, {slot: value})
+
+
+@pytest.mark.parametrize("name", ["adam", "adamax", "adagrad", "rmsprop"])
+def test_an_eps_that_16_bits_round_to_zero_is_refused(name: str) -> None:
+    """An element whose gradient is 0 would become 0/0."""
+    x = torch.ones(2).half()
+
+    def feval(x: Tensor) -> tuple[float, Tensor]:
+        return 0.0, torch.tensor([1.0, 0.0]).to(x)
+
+    with pytest.raises(RecipeError, match=rf"{name}: eps = \S+ is 0 in float16.*Give eps=1e-4, or use float32"):
+        METHODS[name](feval, x)
+    with pytest.raises(RecipeError, match="eps = 1e-50 is 0 in float32"):
+        METHODS[name](feval, x.float(), {"eps": 1e-50})
+    assert torch.equal(x, torch.ones(2).half())
+    METHODS[name](feval, x, {"eps": 1e-4})
+    assert float(x[0]) < float(x[1]) == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_numbers_of_numpys_are_numbers(name: str) -> None:
+    x, y, state = far(4), far(4), {}
+    first = "c1" if name == "cg" else "rho" if name == "adadelta" else "lr"
+    config = {first: np.float32(0.0625)} | ({"maxIter": np.int64(3)} if name in ("cg", "lbfgs") else {})
+    for _ in range(2):
+        METHODS[name](rosenbrock, x, config, state)
+        METHODS[name](rosenbrock, y, {key: value.item() for key, value in config.items()}, other := {**state})
+        y.copy_(x)
+    assert other.keys() == state.keys()
+    assert not [value for value in state.values() if isinstance(value, np.generic)]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_vectors_and_fevals_that_cannot_be(name: str) -> None:
     method, x = METHODS[name], far(2)
@@ -323,6 +443,7 @@ def test_vectors_and_fevals_that_cannot_be(name: str) -> None:
         (nn.Linear(2, 2).parameters(), r"params is a generator.*flatten_parameters"),
         (torch.zeros(2, 2), r"params is 2×2 float32"),
         (torch.zeros(4)[::2], "contiguous"),
+        (torch.zeros(0), "no elements"),
         (torch.zeros(2, dtype=torch.long), "floating-point"),
     ]:
         with pytest.raises(ModelError, match=message):

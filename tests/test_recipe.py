@@ -118,3 +118,28 @@ def test_reading_a_recipe_needs_no_torch() -> None:
     code = "import sys; from gradstep.recipe import Recipe, find; Recipe.parse(find('mnist')[1]); "
     code += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["ema=0.9", "ema.evaluate=false"], {"ema": {"decay": 0.9, "evaluate": False}}),
+        (["clip=0.5", "clip.type=1"], {"clip": {"norm": 0.5, "type": 1}}),
+        (["init=xavier", "init.gain=auto"], {"init": {"name": "xavier", "gain": "auto"}}),
+        (
+            ["schedule.lr=cosine", "schedule.lr.warmup=1 epoch"],
+            {"schedule": {"lr": {"name": "cosine", "warmup": "1 epoch"}}},
+        ),
+        (
+            ["groups={0: {schedule: cosine}}", "groups.0.schedule.floor=0.1"],
+            {"groups": {"0": {"schedule": {"name": "cosine", "floor": 0.1}}}},
+        ),
+    ],
+)
+def test_a_shorthand_can_be_added_to(settings: list[str], expected: dict[str, object]) -> None:
+    assert override({}, settings) == expected
+
+
+def test_a_word_that_holds_no_keys_is_not_written_over() -> None:
+    with pytest.raises(RecipeError, match=r"'device\.name=cuda': 'device' is 'cpu', and has no 'name'"):
+        override({"device": "cpu"}, ["device.name=cuda"])

@@ -376,6 +376,24 @@ def test_what_torchs_sgd_saved_loads() -> None:
     assert equal(ours, theirs)
 
 
+def test_velocities_of_torchs_are_not_taken_for_those_inside() -> None:
+    """What torch saved goes on as torch, also where the momentum of this optimizer was asked for inside."""
+    ours, theirs = some_parameters(7), some_parameters(7)
+    torchs, mine = torch.optim.SGD(theirs, lr=0.1, momentum=0.9), SGD(ours, 0.1, momentum_form="inside")
+    run(torchs, theirs, some_gradients(8))
+    mine.load_state_dict(copy.deepcopy(torchs.state_dict()))
+    assert [group["momentum_form"] for group in mine.param_groups] == ["outside"]
+    with torch.no_grad():
+        for a, b in zip(ours, theirs, strict=True):
+            a.copy_(b)
+    for optimizer, params in ((mine, ours), (torchs, theirs)):
+        run(optimizer, params, some_gradients(9))
+    assert equal(ours, theirs)
+    again = SGD(some_parameters(7), 0.1)
+    again.load_state_dict(SGD(some_parameters(7), 0.1, momentum_form="inside").state_dict())
+    assert again.param_groups[0]["momentum_form"] == "inside"
+
+
 def test_a_copy_is_an_optimizer_of_its_own() -> None:
     ours = some_parameters(7)
     params, twin = copy.deepcopy((ours, SGD(ours, 0.1, momentum=0.9, lr_decay=0.1, weight_decay_l1=0.1)))
@@ -418,8 +436,9 @@ REFUSED = [
     *[({name: value}, rf"{name}=.* is not a finite number of at least 0\.")
       for name in ("lr", "momentum", "weight_decay", "weight_decay_l1", "lr_decay")
       for value in (-0.1, math.inf, math.nan, "0.1", True, None, [0.1])],
+    ({"lr": 10**400}, r"lr=1000.* is not a finite number of at least 0\."),
     *[({"lr": torch.tensor(value)}, "not a tensor of one finite number of at least 0")
-      for value in ([0.1, 0.1], -0.1, math.nan)],
+      for value in ([0.1, 0.1], -0.1, math.nan, 0.1 + 0j, True)],
     *[({"momentum": 0.9, "dampening": value}, r"dampening=.* not a finite number from 0 to 1, nor 'momentum'\.")
       for value in (-0.1, 1.5, math.nan, "momentun", True)],
     *[({name: value}, rf"{name}=.* is neither True nor False\.")
@@ -444,6 +463,20 @@ def test_what_is_wrong_is_refused_before_the_first_step(wrong: dict[str, Any], w
     with pytest.raises(RecipeError, match=f"^SGD, group head: .*{words}"):
         optimizer.add_param_group({"params": torch.zeros(1), "name": "head", **wrong})
     assert len(optimizer.param_groups) == 1
+
+
+def test_complex_parameters_are_refused_an_l1_decay_and_train_without() -> None:
+    weights = torch.ones(2, dtype=torch.complex128, requires_grad=True)
+    with pytest.raises(ModelError, match=r"^SGD, group 0: weight_decay_l1 is not for complex parameters"):
+        SGD([torch.zeros(1), weights], 0.1, weight_decay_l1=0.1)
+    optimizer = SGD([torch.zeros(1)], 0.1)
+    with pytest.raises(ModelError, match=r"^SGD, group head: weight_decay_l1 is not for complex parameters"):
+        optimizer.add_param_group({"params": iter([weights]), "name": "head", "weight_decay_l1": 0.1})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [weights], "weight_decay": 0.5})
+    weights.grad = torch.full_like(weights, 1j)
+    optimizer.step()
+    torch.testing.assert_close(weights.detach(), torch.full_like(weights, 0.95 - 0.1j))
 
 
 def test_options_of_a_group_are_looked_at_together_with_the_default_ones() -> None:

@@ -261,9 +261,7 @@ def override(document: Mapping[str, Any], settings: list[str]) -> dict[str, Any]
         for part in path:
             inner = place.get(part)
             if inner is not None and not isinstance(inner, Mapping):
-                raise RecipeError(
-                    f"'{setting}': '{part}' is {inner!r} there, and has no '{last}'. Write it as a whole."
-                )
+                raise RecipeError(f"'{setting}': '{part}' is {inner!r}, and has no '{last}'. Write it as a whole.")
             place[part] = dict(inner or {})
             place = place[part]
         place[last] = read_yaml(text, f"'{setting}'")

@@ -2,7 +2,8 @@
 
 The gains are `torch.nn.init.calculate_gain`'s. "Follows" is only known inside a Sequential, at any nesting: pooling,
 dropout, norms, padding and reshaping are looked past, and what comes after the last layer of a model that is itself a
-Sequential is nothing, so gain 1.
+Sequential is nothing, so gain 1. A Softmax or LogSoftmax that ends such a model makes probabilities of its outputs, and
+counts as nothing too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
     nn.SELU: "selu",
 }
+
+_PROBABILITIES = (nn.Softmax, nn.LogSoftmax)
 
 _LOOKED_PAST: tuple[type[nn.Module], ...] = (
     nn.Identity,
@@ -108,10 +111,12 @@ def _links(chain: nn.Module) -> Iterator[nn.Module]:
 
 
 def _after(rest: Sequence[nn.Module], whole: bool) -> Follower:
-    module = next((module for module in rest if not isinstance(module, _LOOKED_PAST)), None)
-    if module is None:
+    seen = [module for module in rest if not isinstance(module, _LOOKED_PAST)]
+    if not seen:
         return Follower(1.0, "nothing follows") if whole else UNKNOWN
-    name = type(module).__name__
+    module, name = seen[0], type(seen[0]).__name__
+    if whole and len(seen) == 1 and isinstance(module, _PROBABILITIES):
+        return Follower(1.0, f"nothing follows but {name}")
     if base(module) is not None:
         return Follower(1.0, f"{name} follows")
     for kind, nonlinearity in _ACTIVATIONS.items():

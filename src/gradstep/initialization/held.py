@@ -107,4 +107,37 @@ def unfit(values: Tensor) -> str:
         return "sparse"
     if values.dtype not in _DTYPES:
         return f"its dtype is {str(values.dtype).removeprefix('torch.')}"
-    return "it is empty" if values.numel() == 0 else ""
+    if values.numel() == 0:
+        return "it is empty"
+    return "several of its elements are one number in memory" if _overlaps_itself(values) else ""
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two strided tensors of one storage have a number in common."""
+    begin = min(_span(one)[0], _span(other)[0])
+    end = max(_span(one)[1], _span(other)[1])
+    if max(_span(one)[0], _span(other)[0]) >= min(_span(one)[1], _span(other)[1]):
+        return False
+    if one.dtype != other.dtype:
+        return True  # two readings of one memory: not looked at more closely
+    taken = torch.zeros(end - begin, dtype=torch.bool, device="cpu")
+    size = one.element_size()
+    taken.as_strided(one.shape, one.stride(), (one.data_ptr() - begin) // size).fill_(True)
+    return bool(taken.as_strided(other.shape, other.stride(), (other.data_ptr() - begin) // size).any())
+
+
+def _span(values: Tensor) -> tuple[int, int]:
+    """Where in memory a tensor begins and ends, in bytes."""
+    last = sum((size - 1) * stride for size, stride in zip(values.shape, values.stride(), strict=True))
+    return values.data_ptr(), values.data_ptr() + (last + 1) * values.element_size()
+
+
+def _overlaps_itself(values: Tensor) -> bool:
+    """Whether elements share memory, as after `expand()`: a stride does not get past what smaller ones run through."""
+    reach = 0
+    for stride, size in sorted(zip(values.stride(), values.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False

@@ -14,7 +14,16 @@ from gradstep.errors import ModelError, RecipeError, listed
 from gradstep.initialization.draws import draw
 from gradstep.initialization.formulas import Scheme
 from gradstep.initialization.gains import UNKNOWN, Follower, followers, gain_of, read_gain
-from gradstep.initialization.held import Held, Place, hold_ready, parameters, running_statistics, unfit, why_left
+from gradstep.initialization.held import (
+    Held,
+    Place,
+    hold_ready,
+    overlap,
+    parameters,
+    running_statistics,
+    unfit,
+    why_left,
+)
 from gradstep.initialization.layers import Constant, Role, Weight
 from gradstep.initialization.touch import LEFT, Touch
 
@@ -108,7 +117,7 @@ class _Planner:
     forget_bias: float
     keep_frozen: bool
     following: dict[nn.Module, Follower]
-    planned: dict[tuple[torch.device, int, int], str] = field(default_factory=dict)
+    planned: dict[int, list[Held]] = field(default_factory=dict)  # by storage
 
     def parameter(self, held: Held) -> Touch:
         """The row of one parameter."""
@@ -116,10 +125,11 @@ class _Planner:
         reason = unfit(held.parameter) or self._frozen(held)
         if reason or known is None:
             return self._left(held, known, reason or why_left(held))
-        memory = (held.parameter.device, held.parameter.data_ptr(), held.parameter.numel())
-        first = self.planned.setdefault(memory, held.name)
-        if first != held.name:
+        beside = self.planned.setdefault(held.parameter.untyped_storage().data_ptr(), [])
+        first = next((other.name for other in beside if overlap(held.parameter, other.parameter)), None)
+        if first is not None:
             return self._left(held, known, f"it shares its memory with {first}, which is set")
+        beside.append(held)
         return self.row(Place(known[0].layer, known[0].local, held.name), known[1], _also(held))
 
     def row(self, place: Place, role: Role, also: str = "") -> Touch:

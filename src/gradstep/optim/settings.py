@@ -86,7 +86,7 @@ class Settings:
             count = memory.get(name, 0)
             if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
                 raise ModelError(
-                    f"{self.method}: '{name}' in the state is {count!r}, which is not a count. Start with an empty state."
+                    f"{self.method}: '{name}' in the state is {count!r}, which is no count. Start with an empty state."
                 )
         return options, memory
 

@@ -132,13 +132,16 @@ def _per_element(settings: Settings, options: Numbers, name: str, params: Tensor
     value = options[name]
     if value is None:
         return None
-    fits = isinstance(value, Tensor) and value.shape == params.shape and not value.is_complex()
-    if not fits or not bool(((value >= 0) & value.isfinite()).all()):
+    if not isinstance(value, Tensor) or value.shape != params.shape or not _are_rates(value):
         raise RecipeError(
             f"{settings.method}: {name} must be a tensor of {params.numel()} finite numbers of 0 or more, one for each "
             "element of params."
         )
     return value.to(params)
+
+
+def _are_rates(value: Tensor) -> bool:
+    return not value.is_complex() and bool(((value >= 0) & value.isfinite()).all())
 
 
 def _slot(settings: Settings, name: str, memory: Numbers, params: Tensor) -> Tensor | None:

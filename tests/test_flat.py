@@ -156,6 +156,22 @@ def test_a_gradient_that_is_still_held_is_mended_on_request() -> None:
     assert_shared(model, flat)
 
 
+def test_a_gradient_set_aside_is_not_written_into_when_another_arrives() -> None:
+    """Both are dropped, but one of them you hold; a backward that reaches the other alone must leave it as it is."""
+    model = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    flat, x = flatten_parameters(model), torch.ones(1, 2)
+    (model["a"](x) + model["b"](x)).sum().backward()
+    aside = model["a"].weight.grad
+    model.zero_grad()
+    (3 * model["b"](x)).sum().backward()
+    assert aside.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert model["a"].weight.grad is None
+    assert flat.grads[4:].tolist() == [3.0] * 4  # while the other's is mended at once
+    model["a"].weight.grad = aside
+    (model["a"](x) + model["b"](x)).sum().backward()
+    assert flat.grads.tolist() == [2.0] * 4 + [4.0] * 4
+
+
 @pytest.mark.parametrize("micro_batch", [None, 2])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_gradsteps_own_backward_keeps_sharing(micro_batch: int | None, dropped: bool) -> None:

@@ -387,7 +387,15 @@ def test_its_lengths_against_the_runs() -> None:
         assert run in note
     assert "CosineAnnealingLR's T_max is 50 steps (5 epochs), and it runs for" in short[0][0]
     assert "LinearLR's total_iters is 100 steps (10 epochs)" in long[4][0]
+    (growing,), (even,) = (
+        said("CosineAnnealingWarmRestarts", T_0=10, T_mult=2),  # 10, 20, 40, and 30 of 80
+        said("CosineAnnealingWarmRestarts", every="1 epoch", T_0=4),
+    )
+    assert "last period is 80 steps (8 epochs), and it runs for 30 steps (3 epochs): it does not come to" in growing
+    assert "last period is 40 steps (4 epochs), and it runs for 20 steps (2 epochs)" in even
     fitting = [
+        said("CosineAnnealingWarmRestarts", T_0=25),
+        said("CosineAnnealingWarmRestarts", every="1 epoch", T_0=1, T_mult=9),
         said("CosineAnnealingLR", T_max=100),
         said("CosineAnnealingLR", every="1 epoch", T_max=10),
         said("OneCycleLR", max_lr=0.1, total_steps=100),
@@ -466,6 +474,13 @@ def plateau(optimizer: Optimizer) -> Any:
         ("ConstantLR", {"factor": 2.0}, r"ConstantLR\(factor=2.0\) raised ValueError"),
         ("OneCycleLR", {"max_lr": [0.1, 0.2]}, "raised ValueError: You must define either total_steps"),
         ("CosineAnnealingWarmRestarts", {"T_0": 0}, "Expected positive integer T_0"),
+        ("StepLR", {"step_size": -3}, "StepLR's step_size is -3, and no number of 1 or more"),
+        ("StepLR", {"step_size": 0}, "StepLR's step_size is 0"),
+        ("StepLR", {"step_size": "3"}, "StepLR's step_size is '3'"),
+        ("ExponentialLR", {"gamma": "0.9"}, r"ExponentialLR\(gamma='0.9'\) raised TypeError"),
+        ("MultiStepLR", {"milestones": [3, "5"]}, "MultiStepLR's milestone '5' is no number"),
+        ("CosineAnnealingLR", {"T_max": -5}, "CosineAnnealingLR's T_max is -5"),
+        ("LinearLR", {"total_iters": -1}, "LinearLR's total_iters is -1, and no number of 0 or more"),
         ("SequentialLR", {}, r"from_torch\(lambda optimizer: SequentialLR\(\.\.\.\)\)"),
         (lr_scheduler.ChainedScheduler, {"schedulers": []}, "made of schedulers of one optimizer"),
         (lr_scheduler.LRScheduler, {}, "raised NotImplementedError"),
@@ -490,10 +505,27 @@ def test_what_can_not_work_is_an_error_where_it_is_written(make: Any, options: d
         (lambda o: 3, "made 3, which is no torch.optim.lr_scheduler"),
         (lambda o: [lr_scheduler.StepLR(o, 3)], "go into a ChainedScheduler or a SequentialLR"),
         (lambda o: lr_scheduler.StepLR(optimizer_of(), 3), "a scheduler of another optimizer"),
+        (lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(o, -3)]), "StepLR's step_size is -3"),
     ],
 )
 def test_a_function_that_makes_something_else_is_refused_when_it_is_called(make: Make, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
+        schedules.from_torch(make).resolve(CLOCK)
+
+
+def test_a_built_scheduler_with_a_length_that_is_none_is_refused() -> None:
+    with pytest.raises(RecipeError, match="StepLR's step_size is -3"):
+        schedules.from_torch(lr_scheduler.StepLR(optimizer_of(), -3))
+
+
+def test_a_later_part_of_a_sequence_can_be_no_sequence() -> None:
+    """As the documents say: torch's own SequentialLR raises."""
+
+    def make(o: Optimizer) -> Any:
+        inner = lr_scheduler.SequentialLR(o, [lr_scheduler.ConstantLR(o), lr_scheduler.StepLR(o, 3)], [4])
+        return lr_scheduler.SequentialLR(o, [lr_scheduler.ConstantLR(o), inner], [5])
+
+    with pytest.raises(RecipeError):
         schedules.from_torch(make).resolve(CLOCK)
 
 

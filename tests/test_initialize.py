@@ -201,6 +201,27 @@ def test_a_truncated_normal_says_the_deviation_that_it_has(sigma: float, seed: i
     assert largest(layer.weight) >= 1.9 * sigma
     error = math.sqrt((2.4 - 1) / layer.weight.numel())  # its kurtosis is 2.37
     assert abs(float(layer.weight.detach().square().mean()) / row.std**2 - 1) <= 6 * error
+    # In each tenth of ±2σ as many as the normal's distribution function says.
+    edges = torch.linspace(-2, 2, 11, dtype=torch.float64)
+    shares = torch.special.ndtr(edges).diff() / math.erf(math.sqrt(2))
+    counts = torch.histogram(layer.weight.detach() / sigma, bins=edges).hist
+    assert bool(((counts / counts.sum() - shares).abs() <= 6 * (shares * (1 - shares) / 4000).sqrt()).all())
+
+
+def test_a_truncated_normal_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing again what falls outside takes many times as long, for millions of weights seconds."""
+    drawn = []
+    uniform = Tensor.uniform_
+
+    def counting(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        drawn.append(values.numel())
+        return uniform(values, *arguments, **options)
+
+    monkeypatch.setattr(Tensor, "uniform_", counting)
+    model = nn.Linear(30, 20)
+    drawn.clear()
+    initialize(model, "truncated_normal")
+    assert drawn == [600]
 
 
 def test_truncated_normal_is_cut_at_twice_two_hundredths_where_nothing_is_said() -> None:
@@ -413,6 +434,33 @@ def test_two_parameters_on_one_memory_are_set_once() -> None:
     assert one(model, "1.weight").note == "it shares its memory with 0.weight, which is set"
 
 
+def test_what_shares_a_part_of_its_memory_is_left_and_what_lies_between_is_set() -> None:
+    model = nn.ModuleList([nn.Linear(4, 6), nn.Linear(4, 3), nn.Linear(2, 5), nn.Linear(2, 5)])
+    model[1].weight = nn.Parameter(model[0].weight.detach()[2:5])
+    both = torch.zeros(5, 4)
+    model[2].weight, model[3].weight = nn.Parameter(both[:, :2]), nn.Parameter(both[:, 2:])  # no number in common
+    initialize(model, "kaiming", 1)
+    alone = initialize(nn.ModuleList([nn.Linear(4, 6)]), "kaiming", 1)
+    assert torch.equal(model[0].weight, alone[0].weight)
+    assert one(model, "1.weight").note == "it shares its memory with 0.weight, which is set"
+    assert bool(both.all())
+    model[1].weight = nn.Parameter(model[0].weight.detach().view(torch.int32).view(torch.float32)[:3])
+    assert one(model, "1.weight").note.startswith("it shares its memory with 0.weight")
+
+
+def test_a_parameter_whose_elements_share_memory_is_left_before_anything_is_written() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(3, 2))
+    model[1].weight = nn.Parameter(torch.ones(4, 1).expand(4, 6))
+    model[1].bias = nn.Parameter(torch.ones(1).expand(4))
+    model[2].weight = nn.Parameter(torch.arange(4.0).unfold(0, 3, 1))  # rows 0 1 2 and 1 2 3
+    initialize(model, "kaiming", 1)
+    alone = initialize(nn.Sequential(nn.Linear(4, 6)), "kaiming", 1)
+    assert torch.equal(model[0].weight, alone[0].weight)
+    assert torch.equal(model[2].weight, torch.tensor([[0.0, 1, 2], [1, 2, 3]]))
+    for name in ("1.weight", "1.bias", "2.weight"):
+        assert one(model, name).note == "several of its elements are one number in memory"
+
+
 def test_frozen_parameters_are_set_unless_they_are_kept() -> None:
     model = filled(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2), nn.BatchNorm1d(2)))
     for parameter in [*model[0].parameters(), *model[1].parameters(), model[3].bias]:
@@ -598,6 +646,14 @@ def test_auto_finds_what_follows_at_any_nesting() -> None:
         "10.weight": (1.0, True),  # another Linear
         "12.weight": (1.0, True),  # nothing
     }
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(1)])
+def test_auto_takes_probabilities_at_the_models_end_as_nothing_and_nowhere_else(last: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), last, nn.Linear(3, 3), nn.Dropout(), nn.Sequential(last))
+    assert gains(model, "kaiming") == {"0.weight": (math.sqrt(2), False), "2.weight": (1.0, True)}
+    inside = nn.ModuleList([nn.Sequential(nn.Linear(3, 3), last)])  # who knows what follows there
+    assert gains(inside, "kaiming") == {"0.0.weight": (math.sqrt(2), False)}
 
 
 def test_auto_says_where_it_cannot_tell() -> None:

@@ -45,8 +45,8 @@ FORMULAS = {
         lambda t: (t + 1) / 20 if t < 20 else 0.1 + 0.9 * (100 - t) / 80,
     ),
     "linear with restarts": (
-        schedules.linear("10 steps", restart="1 epoch", growth=2),  # periods begin at 10, 20, 40, 80
-        lambda t: (t + 1) / 10 if t < 10 else 1 - (t - (b := 10 * 2 ** int(math.log2(t / 10 + 1e-9)))) / b,
+        schedules.linear("9 steps", restart="13 steps", growth=2),  # periods begin at 9, 22, 48
+        lambda t: (t + 1) / 9 if t < 9 else 1 - (t + 4 - (b := 13 * 2 ** int(math.log2((t + 4) / 13 + 1e-9)))) / b,
     ),
     "cosine": (schedules.cosine(), lambda t: 0.5 * (1 + math.cos(math.pi * (t / 100)))),
     "cosine with restarts": (
@@ -199,6 +199,7 @@ def test_what_fits_the_run_has_no_notes() -> None:
         (schedules.inverse_sqrt(), ["the warm-up takes 4000 steps (400 epochs)"]),
         (schedules.warmup("100 steps"), ["schedule.length: the warm-up takes 100 steps (10 epochs)"]),
         (schedules.cosine(restart="101 steps"), ["schedule.restart: the first period takes 101 steps (10.1 epochs)"]),
+        (schedules.geometric(0.5, "10 epochs"), ["schedule.every: it is 100 steps (10 epochs)"]),
         (schedules.join([schedules.constant(), schedules.linear()], ["10 epochs"]), ["part 1 begins after 100 steps"]),
         (
             schedules.join([schedules.cosine("5 steps"), schedules.linear()], ["5 steps"]),
@@ -221,6 +222,45 @@ def test_a_restart_is_measured_against_what_the_warm_up_leaves() -> None:
     assert schedules.notes(schedules.cosine("20 steps", restart="80 steps"), CLOCK) == []
     (note,) = schedules.notes(schedules.cosine("20 steps", restart="9 epochs"), CLOCK)
     assert "takes 90 steps (9 epochs), and the run has 80 steps (8 epochs) for it" in note
+
+
+@pytest.mark.parametrize("make", [schedules.cosine, schedules.linear, lambda **more: schedules.polynomial(2, **more)])
+@given(
+    warmup=st.integers(0, 5), restart=st.integers(1, 30), growth=st.integers(1, 4), total=st.integers(6, 200)
+)  # fmt: skip
+def test_a_period_that_the_runs_end_cuts_is_said(make: Any, warmup: int, restart: int, growth: int, total: int) -> None:
+    schedule = make(warmup=f"{warmup} steps", restart=f"{restart} steps", growth=growth)
+    ends = [warmup]
+    while ends[-1] < total:
+        ends.append(ends[-1] + restart * growth ** (len(ends) - 1))
+    notes = schedules.notes(schedule, Clock(10, total))
+    assert bool(notes) == (ends[-1] != total)
+    for note in notes:
+        assert (
+            f"the {'first' if len(ends) == 2 else 'last'} period takes {Duration(ends[-1] - ends[-2], 'step')} ("
+            in note
+        )
+        assert f"and the run has {Duration(total - ends[-2], 'step')} (" in note
+
+
+def test_growth_without_a_restart_is_refused() -> None:
+    for make in (schedules.cosine, schedules.linear, lambda growth: schedules.polynomial(2, growth=growth)):
+        with pytest.raises(RecipeError, match=r"^schedule\.growth: without a restart there is one period"):
+            make(growth=3)
+        assert schedules.notes(make(growth=1), CLOCK) == []
+
+
+@pytest.mark.parametrize("gamma", [2, 2.0, 1.5])
+def test_a_geometric_that_outgrows_a_float_is_refused_when_the_run_is_known(gamma: float) -> None:
+    schedule = schedules.geometric(gamma, "1 step")
+    most = math.floor(1024 / math.log2(gamma) - 1e-9)  # the last power below 2^1024
+    assert math.isfinite(schedule.resolve(Clock(10, most + 1))(most, 1.0))
+    with pytest.raises(
+        RecipeError, match=rf"^schedule\.gamma: {gamma:g} after each 1 step is {gamma:g}\^{most + 1} at the"
+    ):
+        schedule.resolve(Clock(10, most + 2))
+    assert schedules.geometric(gamma, "2 steps").resolve(Clock(10, most + 2))(most + 1, 1.0) > 1
+    assert schedules.geometric(0.0, "1 step").resolve(Clock(10, 9999))(9998, 1.0) == 0
 
 
 def test_names_are_the_constructors_that_plain_values_can_be_given_to() -> None:
@@ -278,6 +318,12 @@ def test_a_part_that_is_no_schedule_is_refused(wrong: Any) -> None:
             make(wrong)
     with pytest.raises(RecipeError, match="a product needs a schedule"):
         schedules.product()
+
+
+def test_a_schedule_that_was_not_called_is_refused() -> None:
+    for make in (schedules.product, lambda v: schedules.join([v], []), lambda v: schedules.resolve(v, CLOCK)):
+        with pytest.raises(RecipeError, match="Cosine is what makes a schedule, and has to be called"):
+            make(schedules.cosine)
 
 
 def test_times_out_of_order_are_refused_in_one_unit_at_once_and_in_two_when_the_clock_is_known() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.optimize import minimize, rosen, rosen_der
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from gradstep.data import load_named
 from gradstep.errors import ModelError
 from gradstep.optim import search, torch7
 from gradstep.optim.flat import flatten_parameters
+from gradstep.optim.line_search import Point, Wolfe, strong_wolfe
 from tests.rosenbrock import far, rosenbrock
 
 METHODS = {"lbfgs": search.lbfgs, "cg": search.cg}
@@ -125,6 +128,96 @@ def test_logistic_regression_on_mnist(mnist: Path) -> None:
     assert fs[-1] == pytest.approx(found.fun, rel=1e-6)
     assert fs[-1] < 0.5 < fs[0]
     torch.testing.assert_close(params, torch.from_numpy(found.x), rtol=0, atol=1e-3)
+
+
+# ---- the line search ----
+
+
+def line(curve: Callable[[Tensor], Tensor], seen: list[Point]) -> Callable[[float], Point]:
+    """`curve` of one variable, its slope taken by autograd; every evaluation is put down in `seen`."""
+
+    def at(t: float) -> Point:
+        x = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+        f = curve(x)
+        (slope,) = torch.autograd.grad(f, x)
+        seen.append(Point(t, f.item(), slope.item(), slope))
+        return seen[-1]
+
+    return at
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> Callable[[Tensor], Tensor]:
+    """A bowl of any width with waves on it, going downhill at 0: several minima, where the conditions are met anew."""
+    width, place = draw(st.floats(1e-2, 1e2)), draw(st.floats(0.5, 20))
+    height, often, phase = draw(st.floats(0, 3)), draw(st.floats(0.1, 5)), draw(st.floats(0, 6))
+    power = draw(st.sampled_from([2, 4]))
+    return lambda t: ((t - place) / width).abs() ** power + height * (often * t + phase).sin()
+
+
+@given(curves(), st.floats(1e-3, 1e3), st.floats(1e-4, 0.3), st.floats(1.1, 3.0))
+def test_both_wolfe_conditions_hold_at_what_is_returned(
+    curve: Callable[[Tensor], Tensor], t: float, c1: float, ratio: float
+) -> None:
+    """Written out here. Such a point always exists, for the curve is bounded from below (Nocedal and Wright, 3.1)."""
+    seen: list[Point] = []
+    at = line(curve, seen)
+    start = at(0.0)
+    assume(start.slope < -1e-3)
+    c2 = c1 * ratio
+    point = strong_wolfe(at, Wolfe(start, c1, c2), t, 100)
+    assert point.t > 0
+    assert point.f <= start.f + c1 * point.t * start.slope
+    assert abs(point.slope) <= c2 * abs(start.slope)
+    assert point in seen
+
+
+@given(curves(), st.floats(1e-3, 1e3), st.integers(1, 6))
+def test_a_search_cut_short_returns_the_lowest_point_that_falls(
+    curve: Callable[[Tensor], Tensor], t: float, limit: int
+) -> None:
+    seen: list[Point] = []
+    at = line(curve, seen)
+    start = at(0.0)
+    assume(start.slope < -1e-3)
+    wolfe = Wolfe(start, 1e-3, 1e-12)  # too sharp to be met by chance
+    point = strong_wolfe(at, wolfe, t, limit)
+    assert len(seen) <= 1 + limit
+    assert point.f == min(each.f for each in seen if each.f <= start.f + 1e-3 * each.t * start.slope)
+
+
+@pytest.mark.parametrize("wall", [math.inf, math.nan])
+def test_a_place_where_f_is_no_number_is_only_too_far(wall: float) -> None:
+    seen: list[Point] = []
+    at = line(lambda t: (t - 1) ** 2 if t < 2 else t * wall, seen)
+    start = at(0.0)
+    point = strong_wolfe(at, Wolfe(start, 0.01, 0.1), 100.0, 30)
+    assert any(not math.isfinite(each.f) for each in seen)
+    assert abs(point.t - 1) <= 0.1
+
+
+# ---- cg's directions, and other precisions ----
+
+
+@pytest.mark.parametrize(("before", "beta"), [([2.0, 2.0], 0.0), ([0.5, 0.0], 6.0), ([1.0, 1.0], 0.0)])
+def test_a_negative_beta_is_a_restart(before: list[float], beta: float) -> None:
+    """PR+: at (1, 1) of |x|²/2 the gradient is (1, 1), and β = g·(g − before)/|before|², −1/4 for the first."""
+    state = {"direction": torch.tensor([-1.0, 0.0]), "gradient": torch.tensor(before), "slope": -1.0, "t": 1.0}
+    search.cg(lambda x: (float(x.dot(x) / 2), x.clone()), torch.ones(2), {"maxIter": 1, "maxEval": 9}, state)
+    assert state["direction"].tolist() == [-1.0 - beta, -1.0]
+
+
+def test_cg_in_float16_sums_beyond_its_range() -> None:
+    """The gradient's square is 6.4 million here, and float16 ends at 65504."""
+    x = torch.full((100,), 4.0, dtype=torch.float16)
+    _, fs = search.cg(lambda x: (float(32 * x.double().dot(x.double())), 64 * x), x)
+    assert fs[-1] < 1e-4 * fs[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_empty_vector_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="params has no elements"):
+        METHODS[name](lambda x: (0.0, x.clone()), torch.zeros(0))
 
 
 # ---- a feval that does not look at x ----

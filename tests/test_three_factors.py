@@ -78,6 +78,20 @@ def test_m6_a_table_that_was_killed_goes_on_and_comes_out_the_same(tmp_path: Pat
     assert record.read_bytes() == (whole / "table.json").read_bytes()
 
 
+def test_a_run_that_diverged_counts_as_chance(tmp_path: Path, mnist: Path) -> None:
+    given = ("--initialisations", "kaiming", "--rates", "0.1", "0.01", "--optimizers", "SGD", *SIZE)
+    settings = {"optimizers": ["SGD"], "initialisations": ["kaiming"], "rates": [0.1, 0.01]}
+    settings |= {"samples": 400, "batch_size": 16, "epochs": 3}
+    cells = [
+        {"optimizer": "SGD", "initialisation": "kaiming", "rate": rate, "accuracy": accuracy}
+        for rate, accuracy in ((0.1, None), (0.01, 0.35))
+    ]
+    (tmp_path / "table.json").write_text(json.dumps({"settings": settings, "cells": cells}))
+    shown = finished(started(tmp_path, mnist, *given))  # all of its cells are there: nothing is trained
+    assert "diverged" in shown
+    assert "the rate alone moves it by up to 0.250" in shown
+
+
 def test_another_table_is_not_mixed_into_this_one(tmp_path: Path, mnist: Path) -> None:
     (tmp_path / "table.json").write_text(json.dumps({"settings": {"samples": 7}, "cells": []}))
     process = started(tmp_path, mnist)

@@ -1,7 +1,7 @@
 """Numbers of standard deviation one, on the CPU in float64, from a generator of their own.
 
-float64, so that a model of any dtype gets the rounding of the same numbers. The draws are torch.nn.init's own, but for the
-truncated normal.
+float64, so that a model of any dtype gets the rounding of the same numbers. The draws are torch.nn.init's own, but
+for the truncated normal.
 """
 
 from __future__ import annotations

@@ -114,14 +114,15 @@ def unfit(values: Tensor) -> str:
 
 def overlap(one: Tensor, other: Tensor) -> bool:
     """Whether two strided tensors of one storage have a number in common."""
-    begin = min(_span(one)[0], _span(other)[0])
-    end = max(_span(one)[1], _span(other)[1])
-    if max(_span(one)[0], _span(other)[0]) >= min(_span(one)[1], _span(other)[1]):
+    spans = _span(one), _span(other)
+    begin, end = min(first for first, _ in spans), max(last for _, last in spans)
+    if max(first for first, _ in spans) >= min(last for _, last in spans):
         return False
     if one.dtype != other.dtype:
         return True  # two readings of one memory: not looked at more closely
-    taken = torch.zeros(end - begin, dtype=torch.bool, device="cpu")
+    # Ranges that cross need not have a number in common: columns of one matrix have none.
     size = one.element_size()
+    taken = torch.zeros((end - begin) // size, dtype=torch.bool, device="cpu")
     taken.as_strided(one.shape, one.stride(), (one.data_ptr() - begin) // size).fill_(True)
     return bool(taken.as_strided(other.shape, other.stride(), (other.data_ptr() - begin) // size).any())
 

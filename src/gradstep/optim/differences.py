@@ -30,7 +30,7 @@ def checkgrad(feval: Feval, params: Tensor, eps: float | None = None) -> tuple[f
     precision = torch.finfo(params.dtype).eps
     if eps is not None and not 0 < as_number(eps) < 1:
         raise RecipeError(f"checkgrad: eps = {eps!r} is not a number between 0 and 1.")
-    step = precision ** (1 / 3) if eps is None else eps
+    step = precision ** (1 / 3) if eps is None else as_number(eps)
     if params.dtype != torch.float64:
         name = str(params.dtype).removeprefix("torch.")
         warnings.warn(

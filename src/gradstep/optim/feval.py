@@ -16,7 +16,7 @@ Feval = Callable[[Tensor], tuple[Any, Tensor]]
 
 
 def check_vector(params: Tensor) -> None:
-    """Raises ModelError unless `params` is one flat floating-point vector, not empty, and its model's if it was one's."""
+    """Raises ModelError unless `params` is a flat floating-point vector, not empty, and its model's if it was one's."""
     if not isinstance(params, Tensor):
         raise ModelError(
             f"params is a {type(params).__name__}; it must be one flat tensor. "

@@ -57,6 +57,9 @@ def flatten_parameters(model: nn.Module) -> FlatParameters:
     `p.grad = other`. A gradient that your code still holds when autograd finds `.grad` empty is left alone (it may
     have been set aside, to be put back); `FlatParameters.check()` and the methods of `gradstep.optim` mend that too.
 
+    What the mending costs: after `zero_grad()` every backward hangs each view again. Two hundred layers of 4×4 took 1.7
+    times as long, forward and backward, on one CPU core; with `grads.zero_()` in its place, 1.1 times.
+
     Raises ModelError where there is nothing to flatten; for parameters of several dtypes or on several devices; for
     two parameter objects in the same memory; for parameters whose shape is not known yet.
     """

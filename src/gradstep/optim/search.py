@@ -89,7 +89,8 @@ def cg(feval: Feval, params: Tensor, config: Numbers | None = None, state: Numbe
     interpolates. max_iter 20, max_eval 1.25·max_iter, tolerance_grad 1e-7 (on the largest element of the gradient);
     c1 0.01 and c2 0.1, the conditions' constants (Torch7: rho 0.01 and sig 0.5; PR+ wants c2 small).
 
-    Calls that share a state continue as one call would, on one function. `fs` ends with f where params is now.
+    Calls that share a state continue as one call would, on one function. `fs` ends with f where params is now. In
+    float16 its sums are float32's; where params round more coarsely than the trial steps, the line search stalls.
     Raises as `lbfgs` does.
     """
     check_vector(params)

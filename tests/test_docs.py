@@ -38,3 +38,31 @@ def test_the_table_of_costs_is_the_record() -> None:
     for name, cell in cells.items():
         low, high = cell["interval"]
         assert f"| {cell['ratio']:.2f} ({low:.2f} to {high:.2f}) |" in text, name
+
+
+def test_the_table_of_mnist_torch7_is_the_record() -> None:
+    results = json.loads((RECORDS / "results.json").read_text())["results"]
+    (record,) = [each for each in results if each.get("recipe") == "mnist-torch7"]
+    assert record["holds"]
+    text = (ROOT / "docs" / "CHOICES.md").read_text()
+    for epoch in range(1, 11):
+        rows = [row for row in record["table"] if row["epoch"] == epoch]
+        assert [row["seed"] for row in rows] == [0, 1, 2]
+        losses = ", ".join(f"{row['loss']:.3f}" for row in rows)
+        assert re.search(rf"^\| {epoch} \| {re.escape(losses)} \|", text, flags=re.MULTILINE)
+        for name in ("printed", "accuracy"):
+            assert ", ".join(f"{row[name]:.4f}" for row in rows) in text
+        assert "{:.3f} to {:.3f}".format(*rows[0]["loss_range"]) in text
+
+
+def test_the_table_of_the_three_factors_is_the_record() -> None:
+    record = json.loads((RECORDS / "three_factors.json").read_text())
+    text = (ROOT / "docs" / "CHOICES.md").read_text()
+    settings = record["settings"]
+    found = {(cell["optimizer"], cell["initialisation"], cell["rate"]): cell["accuracy"] for cell in record["cells"]}
+    assert len(found) == len(settings["optimizers"]) * len(settings["initialisations"]) * len(settings["rates"])
+    for optimizer in settings["optimizers"]:
+        for start in settings["initialisations"]:
+            values = [found[optimizer, start, rate] for rate in settings["rates"]]
+            shown = " | ".join("diverged" if value is None else f"{value:.3f}" for value in values)
+            assert f"| {optimizer} | {start} | {shown} |" in text

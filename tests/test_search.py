@@ -186,6 +186,15 @@ def test_a_search_cut_short_returns_the_lowest_point_that_falls(
     assert point.f == min(each.f for each in seen if each.f <= start.f + 1e-3 * each.t * start.slope)
 
 
+def test_a_further_point_that_is_higher_is_not_gone_on_from() -> None:
+    """It falls and it descends, but a lower one was seen before."""
+    start = Point(0.0, 0.0, -1.0, torch.zeros(1))
+    point = strong_wolfe(
+        lambda t: Point(t, -10.0 if t <= 1 else -5.0, -1.0, start.gradient), Wolfe(start, 1e-3, 0.1), 1, 2
+    )
+    assert (point.t, point.f) == (1, -10.0)
+
+
 @pytest.mark.parametrize("wall", [math.inf, math.nan])
 def test_a_place_where_f_is_no_number_is_only_too_far(wall: float) -> None:
     seen: list[Point] = []

@@ -117,7 +117,9 @@ def _check_known(where: str, option: Any, defaults: Mapping[str, Any]) -> None:
 
 
 def _called(option: str) -> str | None:
-    return _SYNONYMS.get(option.lower().replace("_", ""))
+    bare = option.lower().replace("_", "")
+    near = difflib.get_close_matches(bare, _SYNONYMS, n=1, cutoff=0.85) if len(bare) > 4 else []
+    return _SYNONYMS.get(bare) or (_SYNONYMS[near[0]] if near and not _typo(option) else None)
 
 
 def _typo(option: str) -> str | None:

@@ -338,6 +338,21 @@ def test_a_plateau_of_the_same_rule_goes_on_under_the_optimizer_that_takes_over(
     assert len(each.state.plateaus) == 1
 
 
+def test_two_plateaus_of_one_rule_stay_two_under_the_optimizer_that_takes_over() -> None:
+    model = net()
+    two = {"lr": schedules.halve_on_plateau(), "momentum": schedules.halve_on_plateau()}
+    make = lambda: torch.optim.SGD(model.parameters(), lr=0.8, momentum=0.8)  # noqa: E731
+    each = steps(model, make(), schedule=two)
+    next(each)
+    each.observe(1.0)
+    each.replace_optimizer(make())
+    each.observe(1.0)
+    next(each)
+    group = each.state.optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"]) == (0.4, 0.4)
+    assert [numbers.reductions for numbers in each.state.plateaus] == [1, 1]
+
+
 def test_a_metric_that_no_schedule_goes_by_is_told() -> None:
     model = net()
     make = lambda p: torch.optim.SGD(p, lr=0.8, momentum=0.8)  # noqa: E731

@@ -108,9 +108,10 @@ class Training:
         made = _optimizer(new, state.model, state.criterion, [])
         scheduled = bind(self.schedule, made, self.clock)  # raises before anything has changed
         replaced = replace(old, made, state.model)
-        known = {plateau.rule: plateau.numbers for plateau in self.scheduled.plateaus}
+        known = list(self.scheduled.plateaus)
         for plateau in scheduled.plateaus:  # one of a rule that was there goes on with what that has seen
-            plateau.numbers = known.get(plateau.rule, plateau.numbers)
+            if (same := next((one for one in known if one.rule == plateau.rule), None)) is not None:
+                plateau.numbers = known.pop(known.index(same)).numbers
         for group in old.param_groups:  # what was frozen for a time is the new groups' to keep so
             if isinstance(group.get("freeze"), str):
                 for parameter in group["params"]:

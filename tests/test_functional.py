@@ -312,6 +312,13 @@ def test_progress_on_rosenbrock(name: str, config: dict[str, Any], reached: floa
     assert run(METHODS[name], far(2), 500, config) < reached
 
 
+@pytest.mark.parametrize(("name", "config"), [each[:2] for each in PROGRESS])
+def test_in_a_hundred_dimensions_each_finds_the_valley(name: str, config: dict[str, Any]) -> None:
+    """Along which everything that goes by the gradient alone is slow; lbfgs and cg go to its end in test_search.py."""
+    assert rosenbrock(far(100))[0] > 24_000
+    assert run(METHODS[name], far(100), 500, config) < 100
+
+
 def test_adam_in_a_hundred_dimensions() -> None:
     x = torch.zeros(100, dtype=torch.float64)
     assert rosenbrock(x)[0] == 99

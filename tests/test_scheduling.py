@@ -416,6 +416,21 @@ def test_a_run_resumed_around_the_thaw_is_the_same_bit_for_bit(tmp_path: Path) -
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
 
 
+def by(kind: Any, **options: Any) -> dict[str, Any]:
+    return {"optimizer": lambda p: kind(p, lr=0.1, **options)}
+
+
+CHANGED = [
+    (by(torch.optim.SGD, momentum=0.9), by(torch.optim.SGD, momentum=0.9, nesterov=True)),
+    (by(torch.optim.SGD), by(torch.optim.SGD, maximize=True)),
+    (by(gradstep.optim.SGD, momentum=0.9), by(gradstep.optim.SGD, momentum=0.9, momentum_form="inside")),
+    (by(torch.optim.Adam), by(torch.optim.Adam, betas=(0.9, 0.5))),
+    (by(torch.optim.Adam), by(torch.optim.Adam, amsgrad=True)),
+    (by(torch.optim.Adam), by(torch.optim.Adam, decoupled_weight_decay=True)),
+    (by(torch.optim.RMSprop), by(torch.optim.RMSprop, centered=True)),
+]
+
+
 @pytest.mark.parametrize(
     ("then", "now", "said"),
     [
@@ -427,6 +442,7 @@ def test_a_run_resumed_around_the_thaw_is_the_same_bit_for_bit(tmp_path: Path) -
         ),
         ({"clip": 1.0}, {"clip": {"value": 1.0}}, "clip"),
         ({}, {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5)}, "what SGD is given"),
+        *[(*each, "is given") for each in CHANGED],
     ],
 )
 def test_a_resume_under_other_settings_is_refused(then: Any, now: Any, said: str, tmp_path: Path) -> None:
@@ -434,6 +450,22 @@ def test_a_resume_under_other_settings_is_refused(then: Any, now: Any, said: str
     with pytest.raises(gradstep.errors.CheckpointError, match=said):
         fit(**(then | now), out=tmp_path, name="net", resume=True)
     assert fit(**then, out=tmp_path, name="net", resume=True).state.step == STEPS
+
+
+def test_the_same_clip_or_optimizer_in_other_words_goes_on(tmp_path: Path) -> None:
+    fit(clip=1, **by(torch.optim.SGD, momentum=0.9), out=tmp_path, name="net", hooks=[InterruptAt(2)])
+    run = fit(
+        clip={"norm": 1.0}, **by(torch.optim.SGD, momentum=0.9, foreach=True), out=tmp_path, name="net", resume=True
+    )
+    assert run.state.step == STEPS
+
+
+def test_another_optimizer_over_the_same_parameters_is_named(tmp_path: Path) -> None:
+    fit(**by(torch.optim.Adam), out=tmp_path, name="net", hooks=[InterruptAt(2)])
+    with pytest.raises(
+        gradstep.errors.CheckpointError, match=r"of Adam, and this is AdamW.* forgets step of 4 parameters"
+    ):
+        fit(**by(torch.optim.AdamW), out=tmp_path, name="net", resume=True)
 
 
 def test_a_resume_with_another_time_to_thaw_is_refused(tmp_path: Path) -> None:

@@ -435,7 +435,8 @@ def test_sparse_gradients_are_refused_where_torch_has_no_rule(clash: str) -> Non
 REFUSED = [
     *[({name: value}, rf"{name}=.* is not a finite number of at least 0\.")
       for name in ("lr", "momentum", "weight_decay", "weight_decay_l1", "lr_decay")
-      for value in (-0.1, math.inf, math.nan, "0.1", True, None, [0.1])],
+      for value in (-0.1, math.inf, math.nan, "0.1", True, None, [0.1])
+      if (name, value) != ("lr", None)],  # which is to give each group its own
     ({"lr": 10**400}, r"lr=1000.* is not a finite number of at least 0\."),
     *[({"lr": torch.tensor(value)}, "not a tensor of one finite number of at least 0")
       for value in ([0.1, 0.1], -0.1, math.nan, 0.1 + 0j, True)],
@@ -510,3 +511,12 @@ def test_torchs_own_schedulers_run_on_it() -> None:
             run(optimizer, params, [step])
             cycle.step()
     assert equal(ours, theirs)
+
+
+def test_the_rate_may_be_each_group_s_own_and_must_be_somewhere() -> None:
+    model = nn.Linear(2, 2)
+    groups = [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.2}]
+    assert [group["lr"] for group in SGD(groups, momentum=0.9).param_groups] == [0.1, 0.2]
+    for none in (model.parameters(), [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias]}], []):
+        with pytest.raises(RecipeError, match="say at which rate"):
+            SGD(none)

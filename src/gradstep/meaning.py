@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from gradstep.data import Feed, Source, augmentations, fingerprint
 from gradstep.data.order import VERSION
@@ -15,6 +18,10 @@ from gradstep.update.criterion import describe
 
 _SCHEDULE = "the schedule"
 _EPOCHS = 64  # as many starts of epochs a schedule is known by
+_ELSEWHERE = {
+    *("params", "param_names", "name", "lr", "initial_lr", "schedule", "freeze", "steps"),
+    *("foreach", "fused", "capturable", "differentiable"),  # how it is computed
+}
 
 
 def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) -> dict[str, Any]:
@@ -35,13 +42,11 @@ def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) 
         "stat_group": training.update.stat_group,
         "the criterion": describe(state.criterion),
         "the learning rate": list(state.base_rates),
-        f"what {type(state.optimizer).__name__} is given": [
-            {o: v for o, v in base.items() if o != "lr"} for base in state.bases
-        ],
+        f"what {type(state.optimizer).__name__} is given": [_options(group) for group in groups],
         "freeze": [group.get("freeze", False) for group in groups],
         _SCHEDULE: _values(training),
         "the schedule by a metric": [asdict(plateau.rule) for plateau in training.scheduled.plateaus],
-        "clip": repr(training.clip) if training.clip else None,
+        "clip": _plain(asdict(training.clip)) if training.clip else None,
         "ema": [state.ema.decay, state.ema.start, state.ema.evaluate] if state.ema else None,
     }
 
@@ -55,11 +60,32 @@ def changed(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> tuple
     for what, is_now in now.items():
         was = then.get(what, is_now)
         if what == _SCHEDULE and was and is_now:
-            common = sorted({int(at) for at in was} & {int(at) for at in is_now if int(at) <= step})
-            was, is_now = ([values[str(at)] for at in common] for values in (was, is_now))
-        if was != is_now:
+            other = [at for at in was if int(at) <= step and is_now.get(at, was[at]) != was[at]]
+            if other:
+                return f"{what} at step {other[0]}", was[other[0]], is_now[other[0]]
+        elif was != is_now:
             return what, was, is_now
     return None
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's options as given, but for the rate, which has its own line, and for what changes no step."""
+    return {option: _plain(value) for option, value in group.items() if option not in _ELSEWHERE}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, which knows no tuples, tensors or infinities; of another object, what it is."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    return type(value).__qualname__  # an object's own words may hold its address
 
 
 def _values(training: Training) -> dict[str, list[float | None]]:

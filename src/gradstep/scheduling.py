@@ -169,9 +169,9 @@ def _probe(rate: Rate, option: str, base: float, clock: Clock) -> None:
 
 
 def _checked(value: Any, option: str, step: int, base: float) -> float:
-    """The value. RecipeError for what is no finite number, or a negative rate."""
+    """The value. RecipeError for what is no finite number, or is negative where that means nothing."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or (option == "lr" and value < 0):
+    if not number or not math.isfinite(value) or (option in ("lr", "momentum", "weight_decay") and value < 0):
         called = "no rate" if option == "lr" else f"no {option}"
         raise RecipeError(f"schedule: asked for step {step} and base {base:g}, it gave {value!r}, {called}.")
     return float(value)

@@ -241,13 +241,14 @@ def _get(saved: Mapping[str, Any], tensors: Tensors, device: torch.device) -> An
 def _check_optimizer(state: TrainState, numbers: Mapping[str, Any]) -> None:
     names = _names(state)
     own = [[names[parameter] for parameter in group["params"]] for group in state.optimizer.param_groups]
-    if numbers["class"] != type(state.optimizer).__name__ or own != [group["params"] for group in numbers["groups"]]:
+    now, same = type(state.optimizer).__name__, own == [group["params"] for group in numbers["groups"]]
+    if numbers["class"] != now or not same:
         slots = Counter(slot for each in numbers["slots"].values() for slot in each)
         lost = ", ".join(f"{slot} of {count} parameters" for slot, count in slots.items()) or "nothing"
         raise CheckpointError(
-            f"the checkpoint is of {numbers['class']} over other parameters than this "
-            f"{type(state.optimizer).__name__}'s. Resume with the optimizer that the run was started with; or begin "
-            f"another run from its weights, in a recipe by model.weights, which forgets {lost}."
+            f"the checkpoint is of {numbers['class']}{'' if same else ' over other parameters or groups'}, and this is "
+            f"{now}. Resume with the optimizer that the run was started with; or begin another run from its weights, "
+            f"in a recipe by model.weights, which forgets {lost}."
         )
 
 

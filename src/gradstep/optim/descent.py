@@ -44,7 +44,7 @@ class SGD(Optimizer):
 
     Args:
         params: parameters, named parameters, or groups, as for any optimizer of torch's.
-        lr: the learning rate, at least 0; a tensor of one element too.
+        lr: the learning rate, at least 0; a tensor of one element too. It may be left out where each group has its own.
         momentum: how much of the velocity stays, at least 0.
         dampening: what the velocity leaves out of d, from 0 to 1; `"momentum"` for as much as the momentum is at that
             step, which is Torch7's default.
@@ -70,7 +70,7 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor,
+        lr: float | Tensor | None = None,
         *,
         momentum: float = 0.0,
         dampening: float | str = 0.0,
@@ -83,6 +83,8 @@ class SGD(Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
+        if lr is None:
+            params, lr = _rated(params)
         options = {
             "lr": lr,
             "momentum": momentum,
@@ -215,6 +217,14 @@ def _check_sparse(group: Mapping[str, Any]) -> None:
             f"SGD: a gradient is sparse, and {listed(clash)} can't be used with it. Put the parameters of layers made "
             "with sparse=True into a group of their own without that, or make them with sparse=False."
         )
+
+
+def _rated(params: ParamsT) -> tuple[list[Any], Any]:
+    """`(groups, a rate)` of groups that have each its own. RecipeError for what has none: there is no default."""
+    groups: list[Any] = list(params)
+    if not groups or not all(isinstance(group, dict) and "lr" in group for group in groups):
+        raise RecipeError("SGD: say at which rate, as in lr=0.1; or give each group its own.")
+    return groups, groups[0]["lr"]
 
 
 def _checked(options: Mapping[str, Any], where: str) -> dict[str, Any]:

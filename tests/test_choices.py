@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import gradstep
 from gradstep import schedules
 from gradstep.choices import schedule_of
+from gradstep.cli.train import assembled
 from gradstep.clock import Clock
 from gradstep.errors import RecipeError
 from gradstep.keys import key
@@ -216,12 +217,43 @@ def test_a_wrong_schedule_is_named_by_its_place(spec: Any, said: str) -> None:
         schedule_of(spec)
 
 
+class Damped(torch.optim.SGD):
+    """A user's own optimizer, with an option that none of torch's has."""
+
+    def __init__(self, params: Any, lr: float, calm: float = 0.5) -> None:
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group.setdefault("calm", calm)
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad *= 1 - group["calm"]
+        return super().step(closure)
+
+
+def test_an_option_of_the_user_s_own_optimizer_has_a_schedule_too() -> None:
+    optimizer = {"name": f"{HERE}:Damped", "lr": 0.1, "calm": 0.5}
+    run = by_recipe(optimizer=optimizer, schedule={"lr": "constant", "calm": "linear"})
+    assert run.state is not None
+    assert run.state.step == 12
+    assert not same(run, by_recipe(optimizer=optimizer, schedule={"lr": "constant", "calm": "constant"}))
+
+
+def test_the_recipe_that_the_page_shows_is_built() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "CHOICES.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    given = gradstep.recipe.find("digits")[1] | gradstep.recipe.read_yaml(block, "the page")
+    training = assembled(gradstep.build(gradstep.Recipe.parse(given)).arguments)
+    assert {group["name"] for group in training.state.optimizer.param_groups} >= {"features", "classifier.4"}
+    assert training.clip is not None
+    assert training.state.ema is not None
+
+
 # gradstep recipes NAME --schedule
 
 
 def lines(**more: Any) -> list[str]:
-    from gradstep.cli.train import assembled
-
     return timetable(assembled(gradstep.build(gradstep.Recipe.parse(BASE | more)).arguments))
 
 

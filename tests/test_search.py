@@ -261,4 +261,5 @@ def test_flat_and_linear_functions_raise_no_alarm(name: str, dtype: torch.dtype,
         lambda x: (float(offset + (x**4).sum()), 4 * x**3),
     ]
     for function in functions:
-        METHODS[name](function, torch.tensor([3.0, 0.5], dtype=dtype), {"maxIter": 30})
+        _, fs = METHODS[name](function, torch.tensor([3.0, 0.5], dtype=dtype), {"maxIter": 30})
+        assert fs[-1] <= fs[0]

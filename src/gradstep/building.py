@@ -81,7 +81,7 @@ def build(recipe: Recipe) -> Built:
         "valid": splits.valid,
         "test": splits.test,
         "optimizer": optimizer_of(recipe, model),
-        "schedule": schedule_of(recipe.schedule),
+        "schedule": schedule_of(recipe.schedule, own=recipe.optimizer),
         "metrics": build_metrics(recipe),
         "checkpoint": recipe.checkpoint.model_dump(),
         "hooks": [_hook(each) for each in recipe.hooks],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> Callable[[Any], Optimizer]
     if recipe.groups is None:
         return lambda parameters: make(parameters, **options)
     splits = {key: value for key, value in recipe.groups.items() if key in _SPLITS}
-    patterns = {key: _group(value, key) for key, value in recipe.groups.items() if key not in _SPLITS}
+    patterns = {key: _group(value, key, options) for key, value in recipe.groups.items() if key not in _SPLITS}
     groups = param_groups(model, patterns, **splits, **options)
     own = {id(parameter) for parameter in model.parameters()}
 
@@ -57,19 +57,22 @@ def _torchs(name: str) -> Callable[..., Optimizer]:
     return made
 
 
-def _group(options: Any, pattern: str) -> Any:
+def _group(options: Any, pattern: str, own: Collection[str]) -> Any:
     if not isinstance(options, Mapping) or "schedule" not in options:
         return options
-    return {**options, "schedule": schedule_of(options["schedule"], f"groups.{pattern}.schedule")}
+    return {**options, "schedule": schedule_of(options["schedule"], f"groups.{pattern}.schedule", own)}
 
 
-def schedule_of(spec: Any, where: str = "schedule") -> Any:
-    """A schedule by name, of `gradstep.schedules` or of torch's classes; or one for each of several options."""
+def schedule_of(spec: Any, where: str = "schedule", own: Collection[str] = ()) -> Any:
+    """A schedule by name, of `gradstep.schedules` or of torch's classes; or one for each of several options.
+
+    `own` are options of the user's own optimizer, beside those that torch's have.
+    """
     if spec is None:
         return None
     if isinstance(spec, Mapping) and "name" not in spec:
         for option in spec:
-            if option not in known_options():
+            if option not in known_options() and option not in own:
                 raise RecipeError(
                     f"{where}: say which by name, as in {where}: {{name: cosine}}; or for each option of the "
                     f"optimizer, as in {where}: {{lr: cosine}}. '{option}' is none.{nearest(option, known_options())}"
@@ -92,13 +95,11 @@ def schedule_of(spec: Any, where: str = "schedule") -> Any:
         return call(schedules.join, options, where, name, made)
     if name in schedules.NAMES:
         return call(schedules.NAMES[name], options, where, name)
-    theirs = {n: c for n, c in vars(lr_scheduler).items() if inspect.isclass(c) and n.endswith("LR")}
-    theirs |= {n: getattr(lr_scheduler, n) for n in ("CosineAnnealingWarmRestarts", "ReduceLROnPlateau")}
-    if name not in theirs:
+    if name not in lr_scheduler.__all__:
         known = [*schedules.NAMES, "product", "join"]
-        hint = nearest(name, [*known, *theirs])
+        hint = nearest(name, [*known, *lr_scheduler.__all__])
         raise RecipeError(f"{where}: there is no '{name}'. There are {listed(known, 30)}, and torch's classes.{hint}")
-    return schedules.from_torch(theirs[name], **options)
+    return schedules.from_torch(name, **options)
 
 
 def start(model: nn.Module, recipe: Recipe) -> None:

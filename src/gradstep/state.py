@@ -1,7 +1,7 @@
 """TrainState: all that a run is. What is not in it is not saved, and what can be derived is not in it.
 
 There is no random state among it (streams are functions of seed and step), no position in the data (a function of
-the step), and no schedule (a function of the step too).
+the step), and no schedule (a function of the step too, but for the few numbers of one that goes by a metric).
 """
 
 from __future__ import annotations

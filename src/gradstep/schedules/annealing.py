@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from gradstep.clock import Clock, Duration
@@ -13,7 +14,7 @@ from gradstep.schedules.shapes import warmup_notes
 
 
 @dataclass(frozen=True, slots=True)
-class Annealing(Composable):
+class Annealing(Composable, ABC):
     """From `base` down to `floor`·base along a curve, after a linear warm-up, once or with restarts.
 
     During the first `warmup` the rate rises in a line: step s of w runs at (s + 1) / w of the base. The curve begins
@@ -41,9 +42,9 @@ class Annealing(Composable):
                 "times as long. Write restart='10 epochs' too, or leave growth out."
             )
 
+    @abstractmethod
     def left(self, progress: float) -> float:
         """How much of the way from the floor to the base is left, from 1 to 0, at a progress from 0 to 1."""
-        raise NotImplementedError
 
     def resolve(self, clock: Clock) -> Rate:
         """The function of (step, base) for a run of this clock."""

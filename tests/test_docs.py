@@ -4,6 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import gradstep
+from gradstep.cli.train import assembled
+from gradstep.timetable import timetable
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
 
@@ -66,3 +70,11 @@ def test_the_table_of_the_three_factors_is_the_record() -> None:
             values = [found[optimizer, start, rate] for rate in settings["rates"]]
             shown = " | ".join("diverged" if value is None else f"{value:.3f}" for value in values)
             assert f"| {optimizer} | {start} | {shown} |" in text
+
+
+def test_the_schedule_that_the_page_prints_is_what_the_command_prints() -> None:
+    text = (ROOT / "docs" / "CHOICES.md").read_text()
+    block = re.search(r"\$ gradstep recipes digits --schedule\n(.*?)```", text, flags=re.DOTALL)[1]
+    built = gradstep.build(gradstep.Recipe.parse(gradstep.recipe.find("digits")[1]))
+    printed = timetable(assembled(built.arguments))
+    assert [line for line in block.splitlines() if line.strip() != "..." and line not in printed] == []

@@ -17,11 +17,11 @@ SOURCE = ROOT / "src" / "gradstep"
 
 # docs/ARCHITECTURE.md shows the same floors to people.
 FLOORS = [
-    {"errors", "keys", "tree", "clock", "yaml12"},
+    {"errors", "keys", "tree", "clock", "yaml12", "disk"},
     {"data", "update", "optim", "schedules", "initialization", "metrics"},
-    {"state", "rundir", "checkpoint", "record"},
+    {"encoding", "state", "rundir", "tensorfile", "checkpoint", "retention", "record"},
     {"scheduling", "timetable", "step", "plan", "evaluation", "hooks", "stopping", "setup", "meaning", "check",
-     "keeper", "interrupt", "facts", "run", "rehearsal", "session", "loop"},
+     "keeper", "saver", "interrupt", "facts", "changes", "failure", "run", "rehearsal", "session", "loop"},
     {"words", "recipe", "objects", "parts", "choices", "default", "building", "models", "recipes", "cli", "__main__"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -7,10 +7,12 @@
     │   ├── ModelError                     model, criterion or optimizer do not fit together
     │   │   └── MismatchError              a gradient went through a graph that it was not computed from
     │   ├── OutputError                    the place for the run can't be used
+    │   ├── ChangedError                   a run that is resumed with something else than it began with
     │   └── UserCodeError                  the user's own code raised before training began
     ├── CheckpointError           exit 4   checkpoints exist, none is valid
-    ├── DivergedError             exit 5   the loss is no longer a number
-    └── StorageError              exit 7   a checkpoint or record could not be written
+    ├── DivergedError             exit 5   the loss or a gradient is no longer a number
+    ├── StorageError              exit 7   a checkpoint or record could not be written
+    └── ProcessLostError          exit 8   a worker process died or no longer answers
 
 A message says what was wrong, where, and what to type instead.
 """
@@ -57,6 +59,10 @@ class OutputError(UsageError):
     pass
 
 
+class ChangedError(UsageError):
+    pass
+
+
 class UserCodeError(UsageError):
     """Wraps an exception out of the user's code, kept as `__cause__` with its own traceback."""
 
@@ -71,6 +77,10 @@ class DivergedError(GradstepError):
 
 class StorageError(GradstepError):
     exit_code = 7
+
+
+class ProcessLostError(GradstepError):
+    exit_code = 8
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradstep
-from gradstep import checkpoint
+from gradstep import checkpoint, retention
 from gradstep.errors import CheckpointError, StorageError
+from tests.failing_disk import FailingOs, broken
 
 FAST = settings(max_examples=15, deadline=None)
 FILES = ["model.safetensors", "optimizer.safetensors", "criterion.safetensors", "state.json", "MANIFEST.json"]
@@ -48,8 +51,18 @@ def same(one: Any, other: Any) -> bool:
 
 
 def is_whole(folder: Path, step: int) -> bool:
-    tensors, numbers = checkpoint.read(checkpoint.at(folder, step))
-    return same(tensors, content(step)[0]) and numbers == content(step)[1]
+    saved = checkpoint.read(checkpoint.at(folder, step))
+    return saved.step == step and same(loaded(saved), content(step)[0]) and saved.values == content(step)[1]
+
+
+def loaded(saved: checkpoint.Saved) -> dict[str, dict[str, Tensor]]:
+    return {stem: dict(tensors) for stem, tensors in saved.tensors.items()}
+
+
+def found_in(folder: Path) -> tuple[int | None, list[str]]:
+    """The step of the newest valid checkpoint, and why newer ones were rejected."""
+    saved, why = checkpoint.newest(folder)
+    return (None if saved is None else saved.step), why
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -81,9 +94,10 @@ def test_what_is_read_is_what_was_written(
         name: torch.randn(shape).mul(9).to(dtype) for name, (dtype, shape) in shapes.items() if "_" not in name[:2]
     }
     path = checkpoint.write(folder, step, {"model": tensors, "optimizer": {}}, {"any": number})
-    read, numbers = checkpoint.read(path)
-    assert same(read, {"model": tensors, "optimizer": {}})
-    assert numbers == {"any": number}
+    saved = checkpoint.read(path)
+    assert same(loaded(saved), {"model": tensors, "optimizer": {}})
+    assert saved.values == {"any": number}
+    assert (saved.path, saved.step) == (path, step)
     assert checkpoint.steps(folder) == [step]
 
 
@@ -95,7 +109,7 @@ def test_tensors_are_saved_by_value_whatever_their_layout(tmp_path: Path) -> Non
         "channels last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
     }
     path = checkpoint.write(tmp_path, 1, {"model": odd, "optimizer": {}}, {})
-    assert same(checkpoint.read(path)[0]["model"], odd)
+    assert same(loaded(checkpoint.read(path))["model"], odd)
 
 
 def test_a_checkpoint_holds_its_files_and_their_sums_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -131,13 +145,11 @@ def test_one_flipped_bit_anywhere_is_rejected_by_the_files_name_and_the_one_befo
             checkpoint.read(checkpoint.at(tmp_path, 10))
         if name != "MANIFEST.json":  # a manifest that is wrong may accuse any file
             assert name in str(raised.value)
-        found, why = checkpoint.newest(tmp_path)
-        assert found == checkpoint.at(tmp_path, 5)
-        assert why == [str(raised.value)]
+        assert found_in(tmp_path) == (5, [str(raised.value)])
 
     rejected()
     path.write_bytes(whole)
-    assert checkpoint.newest(tmp_path) == (checkpoint.at(tmp_path, 10), [])
+    assert found_in(tmp_path) == (10, [])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -150,8 +162,8 @@ def test_a_file_cut_short_longer_or_missing_is_rejected_by_name(name: str, tmp_p
         path.unlink() if damaged is None else path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=name):
             checkpoint.read(checkpoint.at(tmp_path, 10))
-        found, (why,) = checkpoint.newest(tmp_path)
-        assert found == checkpoint.at(tmp_path, 5)
+        found, (why,) = found_in(tmp_path)
+        assert found == 5
         assert name in why
     assert is_whole(tmp_path, 5)
 
@@ -173,8 +185,8 @@ def test_the_newest_valid_one_is_used_whichever_are_damaged(
         assert all(f"step-{step:08d}" in str(raised.value) for step in steps)
     else:
         newest = max(steps - damaged)
-        found, why = checkpoint.newest(folder)
-        assert found == checkpoint.at(folder, newest)
+        found, why = found_in(folder)
+        assert found == newest
         assert len(why) == len([step for step in damaged if step > newest])
         assert is_whole(folder, newest)
     assert tree(folder) == before
@@ -190,14 +202,19 @@ def edit(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m["files"].pop("model.safetensors"), "its manifest lists"),
-        (lambda m: m["files"].pop("state.json"), "its manifest lists"),
-        (lambda m: m["files"].update({"../../secret": [0, ""]}), "its manifest lists"),
-        (lambda m: m["files"].update({"more.safetensors": [0, ""]}), "its manifest lists"),
-        (lambda m: m["files"].update({"model.safetensors": "?"}), r"MANIFEST\.json can't be read"),
-        (lambda m: m.pop("files"), r"MANIFEST\.json can't be read"),
-        (lambda m: m.update(files=[]), r"MANIFEST\.json can't be read"),
-        (lambda m: m.update(format=1), "format 1, and this gradstep reads 2"),
+        (lambda m: m["files"].pop("model.safetensors"), "it lists "),
+        (lambda m: m["files"].pop("state.json"), "it lists "),
+        (lambda m: m["files"].update({"../../secret": [0, ""]}), "it lists "),
+        (lambda m: m["files"].update({"more.safetensors": [0, ""]}), "it lists "),
+        (lambda m: m["files"].update({"model.safetensors": "?"}), "no size and SHA-256 of model.safetensors"),
+        (lambda m: m.pop("files"), r"MANIFEST\.json: can't be read \(it lists no files"),
+        (lambda m: m.update(files=[]), r"MANIFEST\.json: can't be read \(it lists no files"),
+        (
+            lambda m: m.update(format=2),
+            "format 2, and this gradstep reads 3. Finish this run with the gradstep that wrote",
+        ),
+        (lambda m: m.update(format=4), "format 4, and this gradstep reads 3. Read it with the gradstep that wrote it"),
+        (lambda m: m.update(format=True), "format True, and"),
         (lambda m: m.update(step=11), "MANIFEST"),
     ],
 )
@@ -208,13 +225,11 @@ def test_a_manifest_that_is_not_a_checkpoints_is_rejected(change: Any, said: str
         checkpoint.read(checkpoint.at(tmp_path, 10))
 
 
-def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path: Path) -> None:
-    tensors, numbers = content(10)
-    del tensors["criterion"]
-    path = checkpoint.write(tmp_path, 10, tensors, numbers)
-    other = checkpoint.write(tmp_path, 11, *content(11))
-    shutil.copy(other / "criterion.safetensors", path)
-    assert checkpoint.read(path)[0].keys() == {"model", "optimizer"}
+def test_a_file_that_the_manifest_does_not_list_is_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path, 10)
+    (checkpoint.at(tmp_path, 10) / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=r"holds 'notes\.txt', which its MANIFEST\.json does not list"):
+        checkpoint.read(checkpoint.at(tmp_path, 10))
 
 
 def test_a_folder_renamed_to_another_step_is_not_taken_for_that_step(tmp_path: Path) -> None:
@@ -240,13 +255,15 @@ def test_leftovers_and_other_files_are_not_counted(tmp_path: Path) -> None:
         ".trash-00000003-77",
         ".abandoned-00000009",
         "step-1",
+        "step-000000005",
+        "step-\N{ARABIC-INDIC DIGIT FIVE}0000000",
         "step-00000010.bak",
         "notes",
     ):
         shutil.copytree(checkpoint.at(tmp_path, 5), tmp_path / name)
     assert checkpoint.steps(tmp_path) == [5]
-    assert checkpoint.newest(tmp_path) == (checkpoint.at(tmp_path, 5), [])
-    checkpoint.prune(tmp_path, 1, [])
+    assert found_in(tmp_path) == (5, [])
+    retention.prune(tmp_path, 1, [])
     assert is_whole(tmp_path, 5)
 
 
@@ -260,43 +277,15 @@ def test_a_temporary_folder_of_the_same_name_is_not_mixed_in(tmp_path: Path) -> 
     assert not (checkpoint.at(tmp_path, 5) / "odd").exists()
 
 
-@FAST
-@given(st.sets(st.integers(0, 99), max_size=7), st.integers(1, 4), st.sets(st.none() | st.integers(0, 99), max_size=3))
-def test_prune_keeps_the_newest_and_the_protected_and_nothing_else(
-    tmp_path_factory: pytest.TempPathFactory, steps: set[int], keep: int, protected: set[int | None]
-) -> None:
-    folder = tmp_path_factory.mktemp("prune")
-    write(folder, *steps)
-    checkpoint.prune(folder, keep, protected)
-    left = set(sorted(steps)[-keep:]) | (steps & protected)
-    assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in left}
-    assert all(is_whole(folder, step) for step in left)
-
-
-@FAST
-@given(st.sets(st.integers(0, 20), max_size=6), st.integers(0, 20))
-def test_what_is_later_than_where_a_run_goes_on_is_set_aside_and_not_lost(
-    tmp_path_factory: pytest.TempPathFactory, steps: set[int], after: int
-) -> None:
-    folder = tmp_path_factory.mktemp("aside")
-    for _ in range(2):  # a second time over what was set aside the first
-        write(folder, *steps)
-        checkpoint.set_aside(folder, after)
-        assert checkpoint.steps(folder) == sorted(step for step in steps if step <= after)
-    for step in steps:
-        where = folder / (f"step-{step:08d}" if step <= after else f".abandoned-{step:08d}")
-        assert same(checkpoint.read(where)[0], content(step)[0]) if step <= after else where.is_dir()
-
-
 def test_one_that_is_there_is_replaced_whole_as_often_as_need_be_and_leaves_nothing_behind(tmp_path: Path) -> None:
     for seed in (1, 2, 3, 4):
         tensors, numbers = content(seed)
         if seed % 2:
             del tensors["criterion"]
         path = checkpoint.write(tmp_path, 5, tensors, numbers)
-        read, said = checkpoint.read(path)
-        assert same(read, tensors)
-        assert said == numbers
+        saved = checkpoint.read(path)
+        assert same(loaded(saved), tensors)
+        assert saved.values == numbers
     assert [each.name for each in tmp_path.iterdir()] == ["step-00000005"]
 
 
@@ -316,7 +305,7 @@ def test_when_the_disk_takes_no_more_the_ones_before_are_intact_and_no_half_one_
     code = f"""
 import resource, torch
 from pathlib import Path
-from gradstep import checkpoint
+from gradstep import checkpoint, disk
 from gradstep.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 tensors = {{"model": {{"a": torch.zeros(100_000)}}, "optimizer": {{}}}}
@@ -326,7 +315,7 @@ for step in (5, 10):
     except StorageError as error:
         print(error)
 try:
-    checkpoint.replace_durably(Path({str(tmp_path / "model.safetensors")!r}), bytes(9999))
+    disk.replace(Path({str(tmp_path / "model.safetensors")!r}), bytes(9999))
 except StorageError as error:
     print(error)
 """
@@ -344,10 +333,116 @@ except StorageError as error:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_replacing_a_file_leaves_the_new_one_alone(tmp_path: Path) -> None:
-    for text in (b"one", b"two, longer", b""):
-        checkpoint.replace_durably(tmp_path / "weights", text)
-        assert tree(tmp_path) == {"weights": text}
+def every_way_to_fail() -> list[tuple[int, bool]]:
+    """Kinds of error: the disk is full, breaks, or breaks for good."""
+    return [(errno.ENOSPC, False), (errno.EIO, False), (errno.EIO, True)]
+
+
+@pytest.mark.parametrize(("number", "for_good"), every_way_to_fail())
+@pytest.mark.parametrize("again", [False, True], ids=["a new step", "the same step again"])
+def test_whichever_operation_fails_earlier_checkpoints_are_as_they_were_and_the_next_save_works(
+    number: int, for_good: bool, again: bool, tmp_path: Path
+) -> None:
+    old, new = 5, 5 if again else 10
+    with broken(FailingOs()) as counting:
+        write(tmp_path, old)
+        first = len(counting.done)
+        write(tmp_path, new)
+    operations = counting.done[first:]
+    assert len(operations) > 30
+    shutil.rmtree(checkpoint.at(tmp_path, new))
+    write(tmp_path, old)
+    for at in range(len(operations)):
+        said = None
+        with broken(FailingOs(at, number, for_good)) as failing:
+            try:
+                write(tmp_path, new)
+            except StorageError as error:
+                said = str(error)
+        if said is None:  # it was there for good; what failed is clearing up after it
+            assert "rename" in failing.done[:at]
+        else:
+            assert f"the checkpoint of step {new} could not be written to '{tmp_path}'" in said
+            assert os.strerror(number) in said
+        if for_good:  # nothing could be put back by this process: the next one does
+            retention.sweep(tmp_path)
+        assert is_whole(tmp_path, old)
+        assert not list(tmp_path.glob(".tmp-*"))
+        if number == errno.EIO and failing.done[at] == "fsync" and not for_good:
+            assert failing.done[at + 1 :].count("fsync") == 0  # a file whose fsync failed is dead
+        write(tmp_path, new)
+        assert is_whole(tmp_path, new)
+        if not again:
+            shutil.rmtree(checkpoint.at(tmp_path, new))
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+
+    class Full(FailingOs):
+        @staticmethod
+        def statvfs(path: Path) -> Any:
+            return SimpleNamespace(f_bavail=1, f_frsize=512)
+
+    with broken(Full()) as full, pytest.raises(StorageError, match=r"needs 0\.0 MB and 0\.0 MB are free: make room"):
+        write(tmp_path, 10)
+    assert full.done == []
+    assert is_whole(tmp_path, 5)
+
+
+def test_a_folder_that_has_vanished_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"step 5 could not be written to .*gone' \(the folder is gone"):
+        checkpoint.write(tmp_path / "gone", 5, *content(5))
+    assert not (tmp_path / "gone").exists()
+
+
+def test_what_must_be_there_before_the_checkpoint_is_made_durable_after_its_files_and_before_its_name(
+    tmp_path: Path,
+) -> None:
+    seen = []
+
+    def before_commit() -> None:
+        (temporary,) = tmp_path.glob(".tmp-*")
+        seen.append({path.name for path in temporary.iterdir()})
+        assert checkpoint.steps(tmp_path) == []
+
+    checkpoint.write(tmp_path, 5, *content(5), before_commit=before_commit)
+    assert seen == [set(FILES)]
+    assert is_whole(tmp_path, 5)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "the log"), StorageError("the log"), KeyboardInterrupt()])
+def test_what_goes_wrong_with_that_goes_through_and_there_is_no_checkpoint(
+    error: BaseException, tmp_path: Path
+) -> None:
+    write(tmp_path, 5)
+    before = tree(tmp_path)
+
+    def before_commit() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        checkpoint.write(tmp_path, 10, *content(10), before_commit=before_commit)
+    assert raised.value is error
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_the_numbers_are_bounded_when_they_are_written_as_when_they_are_read(tmp_path: Path) -> None:
+    tensors, _ = content(5)
+    with pytest.raises(StorageError, match=r"state\.json would have 64\d{6} bytes, and 64000000 are the most"):
+        checkpoint.write(tmp_path, 5, tensors, {"a": "x" * 64_000_000})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        checkpoint.write(tmp_path, 5, tensors, {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_is_asked_for_is_loaded(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    saved = checkpoint.read(checkpoint.at(tmp_path, 5))
+    assert set(saved.tensors["model"]) == {"a.weight", "n"}
+    assert saved.tensors["model"]["n"] == 5
+    assert checkpoint.numbers(tmp_path, 5) == saved.values
 
 
 # In a run.

@@ -3,7 +3,10 @@
     checkpoints/step-00001234/   model.safetensors  optimizer.safetensors  state.json  MANIFEST.json
 
 Everything is written into a folder beside the target and forced to the disk before one rename makes it the
-checkpoint; the rename itself is forced to the disk before anything older is pruned.
+checkpoint; the rename itself is forced to the disk before anything older is pruned (`retention.py`).
+
+What is read may be damaged or made by somebody with bad intentions: it is looked at from the cheap to the dear (names,
+kinds of file, sizes, hashes, headers), nothing is read without a bound, and nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -12,199 +15,259 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from gradstep import disk, tensorfile
 from gradstep.errors import CheckpointError, StorageError
+from gradstep.tensorfile import cut, object_of
+from gradstep.tensorfile import from_json as from_json
 
-FORMAT = 2
-_NAME = re.compile(r"step-(\d{8,})")
-_FILES = {"model.safetensors", "optimizer.safetensors", "criterion.safetensors", "ema.safetensors", "state.json"}
-
-
-def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> Path:
-    """Writes the checkpoint of `step` under `folder` and returns its path; StorageError leaves older ones alone."""
-    target = folder / f"step-{step:08d}"
-    temporary = folder / f".tmp-{step:08d}-{os.getpid()}"
-    shutil.rmtree(_trash(target), ignore_errors=True)
-    # Copying to the CPU waits for the device: the one place where saving does.
-    files = {f"{name}.safetensors": to_safetensors(group) for name, group in tensors.items()}
-    files["state.json"] = to_json(values)
-    sums = {name: [len(content), hashlib.sha256(content).hexdigest()] for name, content in files.items()}
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, content in files.items():
-            write_durably(temporary / name, content)
-        write_durably(temporary / "MANIFEST.json", to_json({"format": FORMAT, "step": step, "files": sums}))
-        _sync_folder(temporary)
-        if target.exists():  # left by a run that was resumed from further back
-            _to_trash(target)
-        temporary.rename(target)
-        _sync_folder(folder)  # only now is the checkpoint there for good
-        shutil.rmtree(_trash(target), ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise StorageError(
-            f"the checkpoint of step {step} could not be written to '{folder}' ({error.strerror or error}). "
-            "Earlier checkpoints are as they were."
-        ) from error
-    return target
+FORMAT = 3
+REPLACED = ".replaced-"  # what a checkpoint of the same step is called while another takes its place
+_FOLDER = re.compile(r"step-([0-9]{8,})")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_MANIFEST, _STATE = "MANIFEST.json", "state.json"
+_REQUIRED = {"model.safetensors", "optimizer.safetensors", _STATE}
+_FILES = _REQUIRED | {"criterion.safetensors", "ema.safetensors", "metrics.safetensors"}
+_OTHER_CONTENT = "its content does not match its SHA-256"
+_MANIFEST_LIMIT, _STATE_LIMIT = 1_000_000, 64_000_000
 
 
-def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """`(tensors by file, numbers)` of a checkpoint. CheckpointError says which file is not what the manifest says."""
-    files = _verified(path)
-    try:
-        tensors = {
-            name.removesuffix(".safetensors"): safetensors.torch.load(content)
-            for name, content in files.items()
-            if name.endswith(".safetensors")
-        }
-        values = json.loads(files["state.json"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: can't be read ({error}).") from error
-    return tensors, values
+Contents = dict[str, tuple[int, Iterable[disk.Buffer]]]  # size and content of each file, by its name
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint that was verified. Tensors, by the file they are in, are loaded when they are asked for."""
+
+    path: Path
+    step: int
+    tensors: dict[str, Mapping[str, Tensor]]
+    values: dict[str, Any]
+
+
+# Which there are.
 
 
 def steps(folder: Path) -> list[int]:
     """The steps that have a checkpoint, in order, whether it is valid or not."""
-    return sorted(int(found[1]) for path in folder.glob("step-*") if (found := _NAME.fullmatch(path.name)))
+    return sorted(
+        int(match[1])
+        for path in folder.glob("step-*")
+        if (match := _FOLDER.fullmatch(path.name)) and path.name == at(folder, int(match[1])).name
+    )
 
 
 def at(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def newest(folder: Path, accept: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> tuple[Path | None, list[str]]:
-    """`(the newest valid checkpoint whose numbers are accepted, what was rejected and why)`; None when there are none.
+# Writing.
 
-    CheckpointError when there are some and none will do: starting again from nothing would hide the loss.
+
+def write(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    values: Mapping[str, Any],
+    before_commit: Callable[[], None] = lambda: None,
+) -> Path:
+    """Writes the checkpoint of `step` under `folder` and returns its path, once it is there for good.
+
+    `before_commit` makes durable what the checkpoint speaks of, as the log up to its offset; what it raises goes
+    through. StorageError when the disk did not take it. Either way what was there before is as it was.
+    """
+    target = at(folder, step)
+    temporary = folder / f".tmp-{step:08d}-{os.getpid()}"
+    try:
+        with _storage_errors(folder, step):
+            files = _contents(tensors, values)
+            _refuse_a_full_disk(folder, sum(size for size, _ in files.values()))
+            _fill(temporary, step, files)
+        before_commit()
+        with _storage_errors(folder, step):
+            _commit(temporary, target)
+    except BaseException:
+        with suppress(OSError):  # as far as possible; `retention.sweep` does the rest
+            disk.remove_tree(temporary)
+        raise
+    with suppress(OSError):
+        disk.remove_tree(_replaced(target))
+    return target
+
+
+def _contents(tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> Contents:
+    """Size and content of each file. Tensors are copied from their device as they are written: that waits for it."""
+    files: Contents = {f"{stem}.safetensors": tensorfile.parts(group) for stem, group in tensors.items()}
+    state = to_json(values)
+    if len(state) > _STATE_LIMIT:
+        raise OSError(f"{_STATE} would have {len(state)} bytes, and {_STATE_LIMIT} are the most")
+    files[_STATE] = len(state), [state]
+    assert _REQUIRED <= set(files) <= _FILES, files.keys()
+    return files
+
+
+def _refuse_a_full_disk(folder: Path, needed: int) -> None:
+    """Before anything is written, since a disk that is filled to the brim is a trouble to everybody on it."""
+    free = disk.free(folder)
+    if free < needed:
+        raise OSError(
+            f"it needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free: make room, then resume; "
+            "checkpoint.keep=1 needs the least"
+        )
+
+
+def _fill(temporary: Path, step: int, files: Contents) -> None:
+    disk.remove_tree(temporary)  # left by a process of the same number
+    disk.make_folder(temporary)
+    sums = {name: list(disk.write_new(temporary / name, parts, size)) for name, (size, parts) in files.items()}
+    manifest = to_json({"format": FORMAT, "step": step, "files": sums})
+    assert len(manifest) <= _MANIFEST_LIMIT
+    disk.write_new(temporary / _MANIFEST, [manifest])
+    disk.sync_folder(temporary)  # files without names are lost
+
+
+def _commit(temporary: Path, target: Path) -> None:
+    """The rename that makes it the checkpoint. Order: content on the disk, rename, the rename on the disk."""
+    aside = _replaced(target)
+    replaces = os.path.lexists(target)  # the same step saved twice, or a run resumed from further back
+    if replaces:
+        disk.remove_tree(aside)
+        disk.rename(target, aside)  # killed here: `retention.sweep` puts it back
+    try:
+        disk.rename(temporary, target)
+    except OSError:
+        if replaces:
+            disk.rename(aside, target)
+        raise
+    disk.sync_folder(target.parent)  # only now is it there for good
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(REPLACED + target.name)
+
+
+@contextmanager
+def _storage_errors(folder: Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = disk.reason(error) if os.path.isdir(folder) else "the folder is gone, or is none"
+        raise StorageError(
+            f"the checkpoint of step {step} could not be written to '{folder}' ({why}). "
+            "Earlier checkpoints are as they were."
+        ) from error
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """ValueError for NaN and infinities, which JSON has not."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+# Reading.
+
+
+def newest(folder: Path) -> tuple[Saved | None, list[str]]:
+    """`(the newest valid checkpoint, why each newer one was rejected)`; None when there are none.
+
+    CheckpointError when there are some and none is valid: starting again from nothing would hide the loss.
     """
     rejected: list[str] = []
     for step in reversed(steps(folder)):
         try:
-            values = json.loads(_verified(at(folder, step))["state.json"])
+            return read(at(folder, step)), rejected
         except CheckpointError as error:
             rejected.append(str(error))
-        else:
-            if accept(values):
-                return at(folder, step), rejected
-            rejected.append(f"{at(folder, step)}: is within an epoch; this version goes on from an epoch's end.")
     if rejected:
         raise CheckpointError("no checkpoint is valid, and none was touched:\n  " + "\n  ".join(rejected))
     return None, rejected
 
 
+def read(path: Path) -> Saved:
+    """A checkpoint, verified as a whole. CheckpointError says which file is not what the manifest says."""
+    with _reading(path):
+        found = disk.names(path, len(_FILES) + 1)  # it is a folder, and no link to one
+    step, listed = _manifest(path)
+    _refuse_other_files(path, set(found), {*listed, _MANIFEST})
+    tensor_files = sorted(set(listed) - {_STATE})
+    for name, (size, _) in listed.items():  # all that is cheap before the first hash
+        with _reading(path / name):
+            _insist((found_size := disk.size(path / name)) == size, f"{found_size} bytes instead of {size}")
+            if name != _STATE:
+                tensorfile.header_length(path / name)
+    for name in tensor_files:
+        with _reading(path / name):
+            _insist(disk.hashed(path / name) == listed[name][1], _OTHER_CONTENT)
+    with _reading(path / _STATE):
+        content = disk.read(path / _STATE, _STATE_LIMIT)
+        _insist(hashlib.sha256(content).hexdigest() == listed[_STATE][1], _OTHER_CONTENT)
+        values = object_of(content)
+    tensors = {name.removesuffix(".safetensors"): tensorfile.opened(path / name) for name in tensor_files}
+    return Saved(path, step, tensors, values)
+
+
 def numbers(folder: Path, step: int) -> dict[str, Any]:
-    """The numbers of a checkpoint, unverified."""
-    found: dict[str, Any] = json.loads((at(folder, step) / "state.json").read_bytes())
-    return found
+    """What state.json says, without verifying the checkpoint."""
+    path = at(folder, step) / _STATE
+    with _reading(path):
+        return object_of(disk.read(path, _STATE_LIMIT))
 
 
-def sweep(folder: Path) -> None:
-    """Removes what killed processes left half done. Only for who has the run to himself."""
-    for left in (*folder.glob(".tmp-*"), *folder.glob(".trash-*")):
-        shutil.rmtree(left, ignore_errors=True)
+def _manifest(path: Path) -> tuple[int, dict[str, tuple[int, str]]]:
+    """`(the step, size and hash of each file)`. Names are a checkpoint's own, so none leads out of its folder."""
+    with _reading(path / _MANIFEST):
+        manifest = object_of(disk.read(path / _MANIFEST, _MANIFEST_LIMIT))
+    _refuse_another_format(path, manifest.get("format"))
+    with _reading(path / _MANIFEST):
+        step: Any = manifest.get("step")
+        files: Any = manifest.get("files")
+        _insist(type(step) is int and path.name == at(path.parent, step).name, f"it is of step {step}")
+        _insist(isinstance(files, dict), "it lists no files")
+        listed = ", ".join(sorted(files))
+        _insist(_REQUIRED <= set(files) <= _FILES, f"it lists {listed}, not the files of a checkpoint")
+        for name, said in files.items():
+            match said:
+                case [int(size), str(digest)] if type(size) is int and size >= 0 and _HASH.fullmatch(digest):
+                    pass
+                case _:
+                    raise ValueError(f"it gives no size and SHA-256 of {name}")
+    return step, {name: (size, digest) for name, (size, digest) in files.items()}
 
 
-def prune(folder: Path, keep: int, protected: Iterable[int | None]) -> None:
-    """Removes all but the newest `keep` and the protected ones. Called only after a newer one is there for good."""
-    spared = {*steps(folder)[-keep:], *protected}
-    for step in steps(folder):
-        if step not in spared:
-            _to_trash(at(folder, step))  # first out of sight, so that a kill leaves no half checkpoint
-            shutil.rmtree(_trash(at(folder, step)), ignore_errors=True)
+def _refuse_another_format(path: Path, found: Any) -> None:
+    if type(found) is int and found == FORMAT:
+        return
+    older = type(found) is int and found < FORMAT
+    what = "Finish this run with" if older else "Read it with"
+    raise CheckpointError(
+        f"{path}: format {cut(found)}, and this gradstep reads {FORMAT}. {what} the gradstep that wrote it (its "
+        "version is in the run's environment.json), or begin a new run."
+    )
 
 
-def set_aside(folder: Path, after: int) -> None:
-    """Takes checkpoints later than `after` out of the count, because the run goes on from there."""
-    for step in steps(folder):
-        if step > after:
-            beside = folder / f".abandoned-{step:08d}"
-            shutil.rmtree(beside, ignore_errors=True)
-            at(folder, step).rename(beside)
+def _refuse_other_files(path: Path, found: set[str], listed: set[str]) -> None:
+    for name in sorted(found - listed):
+        raise CheckpointError(f"{path}: holds '{cut(name)}', which its {_MANIFEST} does not list.")
+    for name in sorted(listed - found):
+        raise CheckpointError(f"{path / name}: is missing.")
 
 
-def _trash(checkpoint: Path) -> Path:
-    return checkpoint.with_name(f".trash-{checkpoint.name}-{os.getpid()}")
+def _insist(as_it_should: bool, otherwise: str) -> None:
+    if not as_it_should:
+        raise ValueError(otherwise)
 
 
-def _to_trash(checkpoint: Path) -> None:
-    shutil.rmtree(_trash(checkpoint), ignore_errors=True)
-    checkpoint.rename(_trash(checkpoint))
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Writes a new file and waits until the disk has it."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_durably(path: Path, content: bytes) -> None:
-    """The same over a file that may be there: it is the old one or the new one at every instant."""
-    beside = path.with_name(f".{path.name}-{os.getpid()}")
-    beside.unlink(missing_ok=True)
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what went wrong into a CheckpointError that names the file. What strangers wrote is cut and escaped."""
     try:
-        write_durably(beside, content)
-        beside.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StorageError(f"'{path}' could not be written ({error.strerror or error}).") from error
-
-
-def to_safetensors(tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> bytes:
-    """Copies, because safetensors refuses tensors that share memory, as views of one buffer do."""
-    copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    content: bytes = safetensors.torch.save(copies, metadata=header)
-    return content
-
-
-def to_json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _verified(path: Path) -> dict[str, bytes]:
-    """The files of a checkpoint, each of the size and hash that its manifest gives."""
-    try:
-        manifest = json.loads((path / "MANIFEST.json").read_bytes())
-        listed: dict[str, tuple[int, str]] = {
-            name: (size, digest) for name, (size, digest) in manifest["files"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its MANIFEST.json can't be read ({error}).") from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {manifest.get('format')}, and this gradstep reads {FORMAT}.")
-    if path.name != f"step-{manifest.get('step')!s:0>8}":
-        raise CheckpointError(f"{path}: its MANIFEST.json is of step {manifest.get('step')}.")
-    if not {"model.safetensors", "optimizer.safetensors", "state.json"} <= set(listed) <= _FILES:
-        raise CheckpointError(f"{path}: its manifest lists {', '.join(listed)}, not the files of a checkpoint.")
-    files = {}
-    for name, (size, digest) in listed.items():
-        try:
-            if (path / name).stat().st_size != size:
-                raise CheckpointError(f"{path / name}: {(path / name).stat().st_size} bytes instead of {size}.")
-            files[name] = (path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{path / name}: can't be read ({error.strerror}).") from error
-        if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise CheckpointError(f"{path / name}: its content does not match its SHA-256.")
-    return files
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except (OSError, ValueError) as error:
+        why = disk.reason(error) if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: can't be read ({cut(why)}).") from error

@@ -1,0 +1,85 @@
+"""Which checkpoints stay: the newest, the protected, the pinned; and what killed processes left is cleared away.
+
+    touch checkpoints/step-00001234.pinned     keeps that checkpoint for as long as the file is there
+
+Each function is only for who has the run to himself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gradstep import checkpoint, disk
+from gradstep.errors import StorageError
+
+_PINNED = re.compile(r"step-([0-9]{8,})\.pinned")
+
+
+def prune(folder: Path, keep: int, protected: Iterable[int]) -> None:
+    """Removes all but the newest `keep`, the protected and the pinned. Called only after a newer one is there for good.
+
+    They go out of sight first, so that a kill leaves no half checkpoint; and before the first file goes, that is on
+    the disk, else a folder could come back without its files.
+    """
+    steps = checkpoint.steps(folder)
+    spared = {*steps[-keep:], *protected, *pinned(folder)}
+    superfluous = [step for step in steps if step not in spared]
+    with _storage_errors(folder):
+        for step in superfluous:
+            _out_of_sight(folder, step, ".trash-")
+        if superfluous:
+            disk.sync_folder(folder)
+        for step in superfluous:
+            disk.remove_tree(folder / f".trash-{step:08d}")
+
+
+def pinned(folder: Path) -> set[int]:
+    """The steps whose checkpoint somebody wants kept."""
+    return {int(match[1]) for path in folder.glob("step-*.pinned") if (match := _PINNED.fullmatch(path.name))}
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half done, and puts back what one had moved away to replace and had not."""
+    for replaced in folder.glob(checkpoint.REPLACED + "*"):
+        place = folder / replaced.name.removeprefix(checkpoint.REPLACED)
+        if not os.path.lexists(place):
+            with _storage_errors(folder):
+                disk.rename(replaced, place)
+                disk.sync_folder(folder)
+    for left in (".tmp-*", ".trash-*", checkpoint.REPLACED + "*"):
+        for path in folder.glob(left):
+            with suppress(OSError):  # it takes room and does no harm
+                disk.remove_tree(path)
+
+
+def set_aside(folder: Path, after: int) -> None:
+    """Takes checkpoints later than `after` out of the count, because the run goes on from there.
+
+    The log is to be cut back only after this: until then it may still be needed up to the latest of them.
+    """
+    later = [step for step in checkpoint.steps(folder) if step > after]
+    with _storage_errors(folder):
+        for step in reversed(later):
+            _out_of_sight(folder, step, ".abandoned-")
+        if later:
+            disk.sync_folder(folder)
+
+
+def _out_of_sight(folder: Path, step: int, prefix: str) -> None:
+    beside = folder / f"{prefix}{step:08d}"
+    disk.remove_tree(beside)
+    disk.rename(checkpoint.at(folder, step), beside)
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"earlier checkpoints in '{folder}' could not be moved or removed ({disk.reason(error)})."
+        ) from error

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,9 @@ import gradstep
 from gradstep.clock import Clock
 from gradstep.errors import DivergedError
 from gradstep.hooks import Request
+from gradstep.metrics import MetricSet, resolve
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch, recorder
+from gradstep.record.ledger import ExactMean
 from gradstep.update import Outcome, Sharing
 
 FAST = settings(max_examples=60, deadline=None)
@@ -193,6 +196,196 @@ def test_a_row_has_the_samples_and_rates_of_its_own_step_however_late_it_is_read
         {"step": 2, "epoch": 1, "kind": "train", "samples": 8, "lr": 0.05, "train/running_loss": 2.0},
         {"step": 3, "epoch": 1, "kind": "train", "samples": 12, "lr": 0.1 / 3, "train/running_loss": 5.0},
     ]
+
+
+# Taken out between two steps, and gone on with in another process.
+
+
+floats = st.floats(-1e290, 1e290) | st.sampled_from([1e16, 1.0, -1e16, 5e-324, 0.1, -0.0, 2.0**-1074])
+
+
+@FAST
+@given(st.lists(floats, max_size=60), st.integers(0, 60))
+def test_a_mean_kept_in_partial_sums_has_the_bits_of_fsum_wherever_it_is_cut(values: list[float], cut: int) -> None:
+    exact = ExactMean()
+    for place, value in enumerate(values):
+        if place == cut:
+            partials, count = json.loads(json.dumps([exact.partials, exact.count]))
+            exact = ExactMean(partials, count)
+        exact.add(value)
+    assert exact.value == (mean(values) if values else None)
+
+
+def test_a_mean_of_very_many_takes_no_more_memory_than_one_of_few() -> None:
+    exact, values = ExactMean(), torch.randn(100_000, generator=torch.Generator().manual_seed(0)).exp().tolist()
+    largest = 0
+    for value in values:
+        exact.add(value)
+        largest = max(largest, len(exact.partials))
+    assert largest < 10
+    assert exact.value == mean(values)
+
+
+def test_a_sum_beyond_the_floats_is_infinite_and_stays_so() -> None:
+    exact = ExactMean()
+    for value in (1e308, 1e308, -1e308, -1e308):
+        exact.add(value)
+    assert exact.value == math.inf
+
+
+@FAST
+@given(st.lists(numbers, min_size=1, max_size=30), st.integers(1, 7), st.integers(1, 9), st.data())
+def test_a_ledger_goes_on_in_another_to_the_last_bit(
+    losses: list[float], every: int, per_epoch: int, data: st.DataObject
+) -> None:
+    def told(cuts: set[int]) -> tuple[list[Any], list[Any]]:
+        ledger, rows, epochs = Ledger(by_samples, every, per_epoch), list[Any](), list[Any]()
+        for step, loss in enumerate(losses, 1):
+            ledger.add(outcome(step, loss, samples=step, terms={"a": loss / 3, "b": 1.0}))
+            if step % per_epoch == 0:
+                rows += ledger.read()
+                epochs.append(ledger.close_epoch())
+            if step in cuts:
+                rows += ledger.read()
+                document = json.loads(json.dumps(ledger.numbers(), allow_nan=False))
+                ledger = Ledger(by_samples, every, per_epoch)
+                ledger.restore(document)
+        return rows + list(ledger.read()), epochs
+
+    assert told(data.draw(st.sets(st.integers(1, len(losses))))) == told(set())
+
+
+def test_sums_that_are_no_numbers_are_spelled_out_and_come_back() -> None:
+    class Weights(Sharing):
+        def shares(self, loss: Any, terms: Any, targets: Any, samples: Any, units: Any = None) -> Any:
+            return {"loss": (loss, 0), "a": (loss, 2), "b": (-loss.abs(), 1)}  # the loss has no weight in this batch
+
+    ledger, other = (Ledger(Weights(nn.MSELoss()), 5, 5) for _ in range(2))
+    ledger.add(outcome(1, math.inf))
+    ledger.add(outcome(2, -math.inf))
+    assert list(ledger.read()) == []
+    numbers = json.loads(json.dumps(ledger.numbers(), allow_nan=False))
+    assert numbers["sums"] == {"a": "nan", "b": "-inf"}
+    other.restore(numbers)
+    assert repr(other.close_epoch()) == repr(ledger.close_epoch())
+
+
+def test_numbers_of_a_ledger_with_losses_that_were_not_read_are_never_given_out() -> None:
+    ledger = Ledger(by_samples, 5, 5)
+    ledger.add(outcome(1, 1.0))
+    with pytest.raises(AssertionError, match="read"):
+        ledger.numbers()
+
+
+STEPS, PER_EPOCH, EVERY = 50, 12, 5
+LEFT_OUT = {3: math.nan, 5: math.inf, 10: 2.5, 12: -math.inf, 13: math.nan, 24: 1.0, 50: math.nan}
+
+
+def metrics_of_the_record() -> MetricSet:
+    wanted = ["accuracy", "confusion_matrix", lambda outputs, targets: outputs.amax(1)]
+    return resolve(wanted).fresh(torch.device("cpu"))
+
+
+def a_step(step: int) -> Outcome:
+    generator = torch.Generator().manual_seed(step)
+    outputs, targets = torch.randn(4, 3, generator=generator), torch.randint(0, 3, (4,), generator=generator)
+    loss = torch.tensor(LEFT_OUT.get(step, float(outputs.sum())))
+    return Outcome(loss, {"half": loss / 2}, outputs, targets, 4, step, left_out=step in LEFT_OUT)
+
+
+def a_recorder(folder: Path, tick: float) -> Recorder:
+    folder.mkdir(parents=True)
+    return Recorder(
+        Clock(PER_EPOCH, STEPS),
+        Ledger(by_samples, EVERY, PER_EPOCH),
+        metrics_of_the_record(),
+        Journal(folder / "metrics.jsonl", folder / "timing.jsonl"),
+        Console(quiet=True),
+        Stopwatch(Ticks(tick)),
+    )
+
+
+def record(records: Recorder, first: int, last: int) -> None:
+    """Steps `first` to `last`, as `fit` tells of them."""
+    for step in range(first + 1, last + 1):
+        records.step(a_step(step), 4 * step, lambda step=step: [0.1 / step])
+        if step % PER_EPOCH == 0 or step == STEPS:
+            records.end_epoch(step, 4 * step, [0.1 / step])
+        if step % 7 == 0:
+            records.read(step)
+            records.measured("valid", step, {"loss": step / 3})
+
+
+def cut(folder: Path, cuts: list[int], tick: float) -> bytes:
+    """The record of a run that is left at each of `cuts` and gone on with by another recorder, in a file of its own."""
+    records, written = a_recorder(folder / "0", tick), folder / "0" / "metrics.jsonl"
+    done, content = 0, b""
+    for step in cuts:
+        record(records, done, step)
+        records.read(step)
+        tensors, numbers = records.progress()
+        numbers, done = json.loads(json.dumps(numbers, allow_nan=False)), step
+        content += written.read_bytes()
+        record(records, step, min(step + 8, STEPS))  # what is done behind the checkpoint is lost
+        records.journal.close()
+        records, written = a_recorder(folder / str(step), tick), folder / str(step) / "metrics.jsonl"
+        records.go_on(tensors, numbers, torch.device("cpu"))
+    record(records, done, STEPS)
+    records.journal.close()
+    return content + written.read_bytes()
+
+
+def test_a_record_that_is_cut_at_any_step_and_gone_on_with_has_the_same_bytes(tmp_path: Path) -> None:
+    whole = cut(tmp_path / "whole", [], tick=0.0)
+    for step in range(1, STEPS + 1):
+        assert cut(tmp_path / str(step), [step], tick=0.0) == whole
+    assert cut(tmp_path / "often", [*range(1, STEPS, 2)], tick=0.3) == whole
+    assert cut(tmp_path / "looked at", [], tick=1.0) == whole
+
+
+def test_a_step_that_was_left_out_has_a_row_in_its_place_and_counts_for_nothing(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in cut(tmp_path / "run", [], tick=0.0).splitlines()]
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    left_out = {row["step"]: row["train/loss"] for row in rows if row["kind"] == "left_out"}
+    assert left_out == {step: loss if math.isfinite(loss) else repr(loss) for step, loss in LEFT_OUT.items()}
+    assert rows[0] == {"step": 3, "epoch": 1, "kind": "left_out", "train/loss": "nan"}
+    kinds = [row["kind"] for row in rows if row["step"] == 12]
+    assert kinds == ["left_out", "train", "epoch"]
+
+    counted = [step for step in range(1, PER_EPOCH + 1) if step not in LEFT_OUT]
+    together = metrics_of_the_record()
+    for step in counted:
+        together.update(a_step(step).outputs, a_step(step).targets)
+    epoch = next(row for row in rows if row["kind"] == "epoch")
+    assert epoch["train/confusion_matrix"] == together.compute()["confusion_matrix"]
+    assert epoch["train/loss"] == pytest.approx(mean([a_step(step).loss.item() for step in counted]))
+    running = {row["step"]: row["train/running_loss"] for row in rows if row["kind"] == "train"}
+    assert running[5] == mean([a_step(step).loss.item() for step in (1, 2, 4)])
+    assert running[24] == a_step(23).loss.item()
+
+
+def test_progress_is_a_copy_and_a_metric_that_was_not_there_begins_now(tmp_path: Path) -> None:
+    records = a_recorder(tmp_path / "one", 0.0)
+    record(records, 0, 2)
+    records.read(2)
+    tensors, numbers = records.progress()
+    before = {name: value.clone() for name, value in tensors.items()}
+    record(records, 2, 4)
+    assert all(torch.equal(value, before[name]) for name, value in tensors.items())
+    del numbers["metrics"]["accuracy"]
+    records.journal.close()
+    other = a_recorder(tmp_path / "other", 0.0)
+    other.go_on(tensors, numbers, torch.device("cpu"))
+    record(other, 2, PER_EPOCH)
+    other.journal.close()
+    epoch = other.journal.rows[-1]
+    confusion = np.array(epoch["train/confusion_matrix"])
+    counted = [step for step in range(1, PER_EPOCH + 1) if step not in LEFT_OUT]
+    late = metrics_of_the_record()
+    for step in counted[2:]:
+        late.update(a_step(step).outputs, a_step(step).targets)
+    assert confusion.sum() == 4 * len(counted)
+    assert epoch["train/accuracy"] == late.compute()["accuracy"]
 
 
 class Asks:

@@ -15,8 +15,10 @@ from torch import Tensor, nn, optim
 
 import gradstep
 from gradstep import checkpoint
+from gradstep.clock import Clock
 from gradstep.errors import CheckpointError, ModelError
-from gradstep.state import Standing, TrainState, load_module, module_tensors
+from gradstep.optim.averaging import Averaging
+from gradstep.state import Standing, TrainState, load_module, module_tensors, non_finite
 
 FAST = settings(max_examples=30, deadline=None)
 Make = Callable[[int], TrainState]  # a state whose weights belong to a seed
@@ -308,12 +310,209 @@ def test_the_numbers_of_a_state_come_back_exactly(step: int, samples: int, stand
 def test_loading_writes_into_the_tensors_that_are_there(tmp_path: Path) -> None:
     make = a_state(lambda: nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten()), lambda p: optim.SGD(p, lr=0.1))
     saved, fresh = make(0), make(1)
-    fresh.model.to(memory_format=torch.channels_last)
     places = {name: value.data_ptr() for name, value in fresh.model.state_dict().items()}
     through_disk(saved, fresh, tmp_path)
     assert {name: value.data_ptr() for name, value in fresh.model.state_dict().items()} == places
-    assert fresh.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(fresh.model[0].weight, saved.model[0].weight)
+
+
+class Convolutions(nn.Module):
+    """Weights of four and five dimensions, 1x1 kernels and one channel among them, a buffer, and one that passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.thick = nn.Conv2d(3, 4, 2), nn.Conv2d(4, 6, 1), nn.Conv3d(1, 2, 2)
+        self.register_buffer("mask", torch.randn(1, 3, 4, 4))
+        self.register_buffer("passing", torch.randn(1, 3, 4, 4), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        seen = inputs.repeat(1, 12).reshape(8, 3, 4, 4) + self.mask + self.passing * 0
+        deep = self.thick(inputs.repeat(1, 2).reshape(8, 1, 2, 2, 2)).flatten(1).sum(1)
+        return self.one(self.first(seen)).flatten(2).mean(2).reshape(8, 3, 2).sum(2) + deep[:, None]
+
+
+def channels_last(module: nn.Module) -> None:
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            for dim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+                if tensor.dim() == dim:
+                    tensor.data = torch.empty_like(tensor, memory_format=memory_format).copy_(tensor)
+
+
+def strides(state: TrainState) -> dict[str, tuple[int, ...]]:
+    held = {**state.model.state_dict(), **state.tensors()["optimizer"]}
+    return {name: value.stride() for name, value in held.items()}
+
+
+@pytest.mark.parametrize("then", [False, True])
+@pytest.mark.parametrize("now", [False, True])
+@pytest.mark.parametrize("optimizer", [lambda p: optim.Adam(p, lr=0.01), lambda p: optim.SGD(p, lr=0.1, momentum=0.9)])
+def test_tensors_and_slots_lie_in_memory_as_they_lay_whatever_the_fresh_model_has(
+    then: bool, now: bool, optimizer: Any, tmp_path: Path
+) -> None:
+    make = a_state(Convolutions, optimizer)
+    stopped, whole, fresh = make(0), make(0), make(1)
+    for state, last in ((stopped, then), (whole, then), (fresh, now)):
+        if last:
+            channels_last(state.model)
+    parameters, passing = list(fresh.model.parameters()), fresh.model.passing.stride()
+    train(stopped, 0, 3)
+    train(whole, 0, 6)
+    words = stopped.numbers()["layouts"]["model"]
+    expected = dict.fromkeys(("first.weight", "one.weight", "mask"), "channels_last")
+    assert words == (expected | {"thick.weight": "channels_last_3d"} if then else {})
+    resumed = through_disk(stopped, fresh, tmp_path)
+    assert strides(resumed) == strides(stopped)
+    assert all(one is other for one, other in zip(parameters, resumed.model.parameters(), strict=True))
+    assert resumed.model.passing.stride() == passing  # what is not saved is left alone
+    train(resumed, 3, 6)
+    assert substance(resumed) == substance(whole)
+
+
+def test_an_average_and_tied_weights_keep_their_layout_and_stay_tied(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Conv2d(3, 3, 2), nn.Conv2d(3, 3, 2)
+            self.out.weight = nn.Parameter(self.into.weight.data)  # two parameters over one memory
+
+    def make(last: bool) -> TrainState:
+        state = a_state(Twice, lambda p: optim.SGD(p, lr=0.1))(0)
+        if last:
+            state.model.into.weight.data = state.model.into.weight.data.to(memory_format=torch.channels_last)
+            state.model.out.weight.data = state.model.into.weight.data
+        state.ema = Averaging.parse(0.9).of(state.model, Clock(2, 4))
+        return state
+
+    stopped, fresh = make(True), make(False)
+    stopped.ema.module.into.weight.data.fill_(2.0)
+    through_disk(stopped, fresh, tmp_path)
+    for model in (fresh.model, fresh.ema.module):
+        assert model.into.weight.stride() == stopped.model.into.weight.stride()
+    assert fresh.model.out.weight.data_ptr() == fresh.model.into.weight.data_ptr()
+    assert (fresh.ema.module.into.weight == 2).all()
+
+
+@pytest.mark.parametrize("tied_then", [False, True])
+def test_a_model_that_is_tied_otherwise_is_refused_by_both_names_and_left_as_it_is(
+    tied_then: bool, tmp_path: Path
+) -> None:
+    def make(tied: bool) -> TrainState:
+        torch.manual_seed(int(tied))
+        model = Tied()
+        if not tied:
+            model.out.weight = nn.Parameter(torch.randn(4, 4))
+        return TrainState(model, optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), 0)
+
+    saved, other = make(tied_then), make(not tied_then)
+    assert saved.numbers()["ties"]["model"] == ({"out.weight": "into.weight"} if tied_then else {})
+    before = substance(other)
+    with pytest.raises(CheckpointError, match=r"'into\.weight' and 'out\.weight' were (one|two).*and are (two|one)"):
+        through_disk(saved, other, tmp_path)
+    assert substance(other) == before
+
+
+class Keeps(optim.Optimizer):
+    """Momentum in nested dicts and lists, and a count of its own that belongs to no parameter."""
+
+    def __init__(self, parameters: Any, lr: float = 0.1) -> None:
+        super().__init__(parameters, {"lr": lr, "window": (2, [3.0, None]), "scale": torch.tensor([1.0, 0.5])})
+
+    @torch.no_grad()
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            loss = closure()
+        self.state["calls"] = self.state.get("calls", 0) + 1
+        self.state["seen"] = [*self.state.get("seen", []), (self.state["calls"], loss.detach() * 1)]
+        for parameter in self.param_groups[0]["params"]:
+            kept = self.state[parameter].setdefault("moments", {"fast": {1: torch.zeros_like(parameter)}, "old": []})
+            kept["fast"][1] = kept["fast"][1] * 0.5 + parameter.grad.double()
+            kept["old"] = [*kept["old"], kept["fast"][1].norm()][-2:]
+            parameter -= (self.param_groups[0]["lr"] * kept["fast"][1] / (1 + kept["old"][0])).float()
+        return loss
+
+
+def test_an_optimizer_of_one_s_own_comes_back_with_all_that_it_keeps(tmp_path: Path) -> None:
+    make = a_state(Net, Keeps)
+    whole, stopped, fresh = make(0), make(0), make(1)
+    losses = train(whole, 0, 6)
+    train(stopped, 0, 3)
+    held = fresh.optimizer.param_groups[0]["scale"]
+    held.zero_()
+    resumed = through_disk(stopped, fresh, tmp_path)
+    assert substance(resumed) == substance(stopped)
+    assert resumed.optimizer.param_groups[0]["scale"] is held
+    assert train(resumed, 3, 6) == losses[3:]
+    assert substance(resumed) == substance(whole)
+
+
+def test_what_belongs_to_the_criterion_is_not_taken_for_a_part_of_the_model_that_is_called_criterion() -> None:
+    class Named(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.criterion = Scaled()
+
+    torch.manual_seed(0)
+    model, criterion = Named(), Scaled()
+    optimizer = optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.1, momentum=0.9)
+    state = TrainState(model, optimizer, criterion, 0)
+    optimizer.state[model.criterion.scale]["a"], optimizer.state[criterion.scale]["a"] = 1, 2
+    numbers = json.loads(checkpoint.to_json(state.numbers()))
+    optimizer.state.clear()
+    state.load(state.tensors(), numbers)
+    assert (optimizer.state[model.criterion.scale]["a"], optimizer.state[criterion.scale]["a"]) == (1, 2)
+
+
+def test_options_given_now_are_kept_where_that_is_asked_for_and_all_else_is_loaded(tmp_path: Path) -> None:
+    stopped, fresh = two_groups({"lr": 0.1, "momentum": 0.9}, {}), two_groups({"lr": 0.7, "momentum": 0.5}, {})
+    stopped.seed, stopped.left_out = 5, [2, 3]
+    train(stopped, 0, 3)
+    path = checkpoint.write(tmp_path, 3, stopped.tensors(), stopped.numbers())
+    fresh.load(*checkpoint.read(path), keep_options=True)
+    assert [(group["lr"], group["momentum"]) for group in fresh.optimizer.param_groups] == [(0.7, 0.5), (0.5, 0)]
+    assert (fresh.base_rates, fresh.seed) == ([0.7, 0.5], 0)
+    assert (fresh.step, fresh.samples, fresh.left_out) == (3, 24, [2, 3])
+    assert parts(fresh.tensors()) == parts(stopped.tensors())
+    fresh.load(*checkpoint.read(path))
+    assert (fresh.base_rates, fresh.seed) == ([0.1, 0.5], 5)
+
+
+@pytest.mark.parametrize("name", ["SGD, momentum", "Adam", "LBFGS", "Adam, rate in a tensor"])
+def test_a_snapshot_stays_what_it_was_while_training_goes_on(name: str, tmp_path: Path) -> None:
+    state, whole = OPTIMIZERS[name](0), OPTIMIZERS[name](0)
+    train(state, 0, 3)
+    state.left_out.append(2)
+    before = parts(state.tensors()), state.numbers()
+    tensors, numbers = state.snapshot()
+    train(state, 3, 6)
+    state.left_out.append(5)
+    state.standing.falls, state.bases[0]["lr"] = 7, 9.0
+    assert (parts(tensors), numbers) == before
+    resumed = OPTIMIZERS[name](1)
+    resumed.load(tensors, json.loads(checkpoint.to_json(numbers)))
+    train(resumed, 3, 6)
+    train(whole, 0, 6)
+    assert substance(resumed) == substance(whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float8_e5m2, torch.complex64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_found_by_file_and_name(dtype: torch.dtype, bad: float) -> None:
+    values = torch.ones(5, dtype=torch.float32).to(dtype)
+    spoiled = torch.tensor([1.0, bad]).to(dtype)
+    files = {
+        "model": {"a": values, "n": torch.ones(2, dtype=torch.int64)},
+        "optimizer": {"w/step": spoiled, "e": values[:0]},
+    }
+    assert non_finite(files) == ["optimizer/w/step"]
+
+
+def test_a_state_that_lacks_something_is_refused_by_its_name() -> None:
+    state = OPTIMIZERS["SGD"](0)
+    numbers = state.numbers()
+    del numbers["ties"], numbers["left_out"]
+    with pytest.raises(CheckpointError, match="lacks left_out, ties"):
+        state.load(state.tensors(), numbers)
 
 
 # What can't be saved, or does not fit.

@@ -7,19 +7,22 @@ the step), and no schedule (a function of the step too, but for the few numbers 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradstep.errors import CheckpointError, ModelError
+from gradstep import module_state, optimizer_state
+from gradstep.errors import CheckpointError
+from gradstep.module_state import load_module as load_module
+from gradstep.module_state import module_tensors as module_tensors
 from gradstep.optim import values
 from gradstep.optim.averaging import Average
 from gradstep.schedules import PlateauNumbers
+from gradstep.snapshot import non_finite as non_finite
+from gradstep.snapshot import on_host
 
 Tensors = dict[str, Tensor]
 
@@ -52,6 +55,7 @@ class TrainState:
     standing: Standing = field(default_factory=Standing)
     ema: Average | None = None
     plateaus: list[PlateauNumbers] = field(default_factory=list)  # of schedules that go by a metric
+    left_out: list[int] = field(default_factory=list)  # steps that changed nothing: no finite loss or gradient
 
     def __post_init__(self) -> None:
         if not self.bases:
@@ -75,12 +79,9 @@ class TrainState:
         return list(dict.fromkeys([*own, *held]))  # a sum over them then rounds as in a textbook loop
 
     def tensors(self) -> dict[str, Tensors]:
-        """What is saved as tensors, by the file it goes to."""
-        files = {"model": module_tensors(self.model), "optimizer": _optimizer_state(self)[0]}
-        if isinstance(self.criterion, nn.Module) and (own := module_tensors(self.criterion)):
-            files["criterion"] = own
-        if self.ema is not None:
-            files["ema"] = module_tensors(self.ema.module)
+        """What is saved as tensors, by the file it goes to: the run's own, which go on changing."""
+        files = {name: module_tensors(module) for name, module in self._modules()}
+        files["optimizer"] = optimizer_state.save(self.optimizer, _names(self))[0]
         return files
 
     def numbers(self) -> dict[str, Any]:
@@ -89,34 +90,51 @@ class TrainState:
             "step": self.step,
             "samples": self.samples,
             "seed": self.seed,
-            "bases": self.bases,
+            "bases": [dict(base) for base in self.bases],
             "plateaus": [_spelled_out(numbers) for numbers in self.plateaus],
             "standing": _spelled_out(self.standing),
-            "optimizer": _optimizer_state(self)[1],
+            "left_out": list(self.left_out),
+            "layouts": {file: module_state.layouts(module) for file, module in self._modules()},
+            "ties": {file: module_state.ties(module) for file, module in self._modules()},
+            "optimizer": optimizer_state.save(self.optimizer, _names(self))[1],
         }
 
-    def load(self, files: Mapping[str, Tensors], numbers: Mapping[str, Any]) -> None:
+    def snapshot(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
+        """`tensors()` and `numbers()` as they are now, each tensor a copy on the CPU: a writer may take its time.
+
+        Waits for the device.
+        """
+        return {file: on_host(tensors) for file, tensors in self.tensors().items()}, self.numbers()
+
+    def load(
+        self, files: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, Any], *, keep_options: bool = False
+    ) -> None:
         """Becomes what was saved, in place: the user's model and optimizer stay the objects they are.
 
+        With `keep_options` the optimizer's options, what schedules start from and the seed stay those given now.
         Everything is looked at before anything is changed.
         """
+        if missing := _SAVED - set(numbers):
+            raise CheckpointError(f"the checkpoint's state.json lacks {', '.join(sorted(missing))}.")
         if "criterion" in files and not isinstance(self.criterion, nn.Module):
             raise CheckpointError("the checkpoint holds tensors of a criterion, and this one is a function.")
         if ("ema" in files) != (self.ema is not None) or len(numbers["plateaus"]) != len(self.plateaus):
             raise CheckpointError(
                 "the checkpoint is of a run with another ema, or another schedule. Resume with those it began with."
             )
-        modules = [(self.model, files["model"])]
-        modules += [(self.ema.module, files["ema"])] if self.ema is not None else []
-        modules += [(self.criterion, files["criterion"])] if "criterion" in files else []
-        _check_optimizer(self, numbers["optimizer"])
-        for module, tensors in modules:
-            _check_module(module, tensors)
-        for module, tensors in modules:
-            load_module(module, tensors)
-        _load_optimizer(self, files["optimizer"], numbers["optimizer"])
-        self.step, self.samples, self.seed = numbers["step"], numbers["samples"], numbers["seed"]
-        self.bases = [dict(base) for base in numbers["bases"]]
+        modules = [(file, module) for file, module in self._modules() if file in files]
+        for file, module in modules:
+            module_state.check_ties(module, numbers["ties"][file])
+            module_state.check(module, files[file])
+        optimizer = optimizer_state.read(self.optimizer, _names(self), files["optimizer"], numbers["optimizer"])
+        # From here on nothing fails. Layouts come first: tensors are then copied into memory that lies as it lay.
+        for file, module in modules:
+            module_state.lay_out(module, numbers["layouts"][file])
+            load_module(module, files[file])
+        optimizer_state.load(self.optimizer, optimizer, keep_options)
+        self.step, self.samples, self.left_out = numbers["step"], numbers["samples"], list(numbers["left_out"])
+        if not keep_options:
+            self.seed, self.bases = numbers["seed"], [dict(base) for base in numbers["bases"]]
         for own, given in zip(self.plateaus, numbers["plateaus"], strict=True):
             for name, value in given.items():
                 setattr(own, name, float(value) if name == "best" and value is not None else value)
@@ -125,9 +143,17 @@ class TrainState:
         saved = numbers["standing"]
         self.standing = Standing(**{**saved, **{n: None if saved[n] is None else float(saved[n]) for n in _FLOATS}})
 
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """What has tensors to be saved, by the file they go to."""
+        yield "model", self.model
+        if isinstance(self.criterion, nn.Module) and module_tensors(self.criterion):
+            yield "criterion", self.criterion
+        if self.ema is not None:
+            yield "ema", self.ema.module
 
+
+_SAVED = {"step", "samples", "seed", "bases", "plateaus", "standing", "left_out", "layouts", "ties", "optimizer"}
 _FLOATS = ("best", "previous")
-_NOT_SAVED = ("params", "schedule", "freeze")  # what a group is to do is meaning, as the run's schedule is
 
 
 def bases_of(optimizer: Optimizer) -> list[dict[str, float]]:
@@ -140,47 +166,10 @@ def _spelled_out(numbers: Standing | PlateauNumbers) -> dict[str, Any]:
     return {n: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in asdict(numbers).items()}
 
 
-def module_tensors(module: nn.Module) -> Tensors:
-    """Parameters and persistent buffers by name. A tensor that has several names is there under the first only."""
-    tensors: Tensors = {}
-    seen: set[tuple[Any, ...]] = set()
-    for name, value in module.state_dict().items():
-        if not isinstance(value, Tensor) or name.rpartition(".")[2] == "_extra_state":
-            raise ModelError(
-                f"{type(module).__name__} keeps '{name}' in its state, a {type(value).__name__}. gradstep saves "
-                "parameters and buffers, never pickles: register it as a buffer, or leave out get_extra_state()."
-            )
-        place = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
-        if value.numel() == 0 or place not in seen:
-            tensors[name] = value.detach()
-            seen.add(place)
-    return tensors
-
-
-@torch.no_grad()
-def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies saved tensors into a module's own, by name. ModelError names what does not fit, and nothing is copied."""
-    _check_module(module, tensors)
-    own = module.state_dict()
-    for name, value in tensors.items():
-        own[name].copy_(value)  # into the tensor that is there: identity, memory format and ties stay
-
-
-def _check_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    own, expected = module.state_dict(), module_tensors(module)
-    for name, value in tensors.items():
-        if name not in own:
-            raise ModelError(f"the saved weights hold '{name}', which {type(module).__name__} does not have.")
-        if own[name].shape != value.shape:
-            raise ModelError(f"'{name}' is {list(own[name].shape)} in the model, {list(value.shape)} in the weights.")
-    if missing := sorted(set(expected) - set(tensors)):
-        raise ModelError(f"the saved weights lack {', '.join(missing[:5])}, which {type(module).__name__} has.")
-
-
 def _named_parameters(state: TrainState) -> Iterator[tuple[str, nn.Parameter]]:
     yield from state.model.named_parameters()
     if isinstance(state.criterion, nn.Module):
-        yield from (("criterion." + name, parameter) for name, parameter in state.criterion.named_parameters())
+        yield from (("criterion/" + name, parameter) for name, parameter in state.criterion.named_parameters())
 
 
 def _names(state: TrainState) -> dict[Tensor, str]:
@@ -190,79 +179,3 @@ def _names(state: TrainState) -> dict[Tensor, str]:
         for place, parameter in enumerate(group["params"]):
             names.setdefault(parameter, f"group{number}.{place}")
     return names
-
-
-def _optimizer_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
-    """`(tensors, numbers)`: what each parameter's slots hold is written in the numbers, naming the tensors."""
-    names, tensors = _names(state), Tensors()
-    groups = [
-        {
-            "params": [names[parameter] for parameter in group["params"]],
-            "options": {
-                option: value.item() if isinstance(value, Tensor) else value
-                for option, value in group.items()
-                if option not in _NOT_SAVED
-            },
-        }
-        for group in state.optimizer.param_groups
-    ]
-    held = state.optimizer.state
-    slots = {
-        name: {slot: _put(f"{name}/{slot}", value, tensors) for slot, value in held[parameter].items()}
-        for parameter, name in sorted(names.items(), key=lambda item: item[1])  # not in the order that they came to it
-        if parameter in held
-    }
-    return tensors, {"class": type(state.optimizer).__name__, "groups": groups, "slots": slots}
-
-
-def _put(path: str, value: Any, tensors: Tensors) -> dict[str, Any]:
-    if isinstance(value, Tensor):
-        tensors[path] = value.detach()
-        # Adam keeps its step count on the CPU beside moments on the device; a tensor goes back to where it was.
-        return {"tensor": path, "on_host": value.device.type == "cpu"}
-    if isinstance(value, (list, tuple)):
-        return {"list": [_put(f"{path}/{place}", each, tensors) for place, each in enumerate(value)]}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return {"value": value}
-    raise ModelError(
-        f"the optimizer keeps '{path}', a {type(value).__name__}. gradstep saves tensors and numbers only."
-    )
-
-
-def _get(saved: Mapping[str, Any], tensors: Tensors, device: torch.device) -> Any:
-    if "tensor" in saved:
-        value = tensors[saved["tensor"]]
-        return value if saved["on_host"] else value.to(device)
-    if "list" in saved:
-        return [_get(each, tensors, device) for each in saved["list"]]
-    return saved["value"]
-
-
-def _check_optimizer(state: TrainState, numbers: Mapping[str, Any]) -> None:
-    names = _names(state)
-    own = [[names[parameter] for parameter in group["params"]] for group in state.optimizer.param_groups]
-    now, same = type(state.optimizer).__name__, own == [group["params"] for group in numbers["groups"]]
-    if numbers["class"] != now or not same:
-        slots = Counter(slot for each in numbers["slots"].values() for slot in each)
-        lost = ", ".join(f"{slot} of {count} parameters" for slot, count in slots.items()) or "nothing"
-        raise CheckpointError(
-            f"the checkpoint is of {numbers['class']}{'' if same else ' over other parameters or groups'}, and this is "
-            f"{now}. Resume with the optimizer that the run was started with; or begin another run from its weights, "
-            f"in a recipe by model.weights, which forgets {lost}."
-        )
-
-
-def _load_optimizer(state: TrainState, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
-    """By parameter name and in the saved dtype; `Optimizer.load_state_dict` would cast to the parameter's."""
-    names = _names(state)
-    for group, saved in zip(state.optimizer.param_groups, numbers["groups"], strict=True):
-        for option, value in saved["options"].items():
-            if isinstance(group.get(option), Tensor):
-                group[option].fill_(value)
-            else:
-                group[option] = tuple(value) if isinstance(group.get(option), tuple) else value
-    state.optimizer.state.clear()
-    for parameter, name in names.items():
-        if name in numbers["slots"]:
-            slots = numbers["slots"][name].items()
-            state.optimizer.state[parameter] = {slot: _get(saved, tensors, parameter.device) for slot, saved in slots}

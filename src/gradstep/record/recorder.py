@@ -8,17 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 from gradstep.clock import Clock
+from gradstep.counted import counts, set_counts
+from gradstep.encoding import get, put
 from gradstep.record.console import Console
 from gradstep.record.journal import Journal, Row
 from gradstep.record.ledger import Ledger, Outcome
 from gradstep.record.stopwatch import Stopwatch
+from gradstep.snapshot import on_host
 
 _READ_EVERY = 0.5  # seconds between two looks at the device
 
 
 class Metrics(Protocol):
     """What the recorder needs of the training metrics."""
+
+    metrics: dict[str, Any]
 
     def update(self, outputs: Any, targets: Any) -> None: ...
 
@@ -60,9 +68,11 @@ class Recorder:
         """Notes a step after which `samples` have been trained in all. Waits for the device only when it is time."""
         step = outcome.step
         assert step is not None
-        self._ledger.add(outcome)
-        if self._metrics is not None:
+        if outcome.left_out:
+            self._leave_out(outcome)
+        elif self._metrics is not None:
             self._metrics.update(outcome.outputs, outcome.targets)
+        self._ledger.add(outcome)
         self._samples += outcome.samples
         self._epoch_samples += outcome.samples
         if self._ledger.ends_interval(step):
@@ -72,6 +82,13 @@ class Recorder:
             self.journal.time(speed | {"training_s": self.stopwatch.training()})
         if self.stopwatch.now() >= self._read_at:
             self.read(step)
+
+    def _leave_out(self, outcome: Outcome) -> None:
+        """A row for a step that changed nothing, after the rows of the steps before it, whenever those are read."""
+        assert outcome.step is not None
+        self.read(outcome.step - 1)
+        row = {"step": outcome.step, "epoch": self.clock.epoch(outcome.step - 1), "kind": "left_out"}
+        self._write(row | {"train/loss": outcome.loss.item()})  # waits for the device, in a step that is rare
 
     def read(self, step: int) -> None:
         """Reads the losses so far, which waits for the device, and writes the rows that are complete."""
@@ -102,6 +119,26 @@ class Recorder:
         self._epoch_samples = 0
         return row | values
 
+    def progress(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """`(tensors, numbers)`: all that rows still to come depend on, between two steps and after `read`.
+
+        The tensors are copies on the CPU. Waits for the device. ModelError for a metric that can't be saved.
+        """
+        assert not self._marks, "read() comes before progress(): a complete row is not written yet"
+        tensors: dict[str, Tensor] = {}
+        counted = {
+            name: put(name, counts(metric), tensors, keeper="the metric")
+            for name, metric in (self._metrics.metrics if self._metrics is not None else {}).items()
+        }
+        return on_host(tensors), {"ledger": self._ledger.numbers(), "metrics": counted}
+
+    def go_on(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on where `progress` was taken, with metrics on `device`; one that was not there then begins now."""
+        self._ledger.restore(numbers["ledger"])
+        for name, metric in (self._metrics.metrics if self._metrics is not None else {}).items():
+            if name in numbers["metrics"]:
+                set_counts(metric, get(numbers["metrics"][name], tensors, device))
+
     def measured(self, kind: str, step: int, values: Mapping[str, Any], **more: Any) -> Row:
         """A row of an evaluation: `kind` is "valid", "test" or another name of data, and stands before each value."""
         row = {"step": step, "epoch": self.clock.epoch(step - 1) if step else 0, "kind": kind}
@@ -114,6 +151,11 @@ class Recorder:
         """A row for a hook's request."""
         row = {"step": step, "epoch": self.clock.epoch(step - 1), "kind": "request", "request": what, "by": who}
         self._write(row)
+
+    def changed(self, step: int, what: str, then: Any, now: Any) -> None:
+        """A row for what made the run another from here on, somebody having allowed it."""
+        row = {"step": step, "epoch": self.clock.epoch(step - 1) if step else 0, "kind": "changed"}
+        self._write(row | {"what": what, "then": then, "now": now})
 
     def show_epoch(self, best: bool) -> None:
         """The epoch's line on the console, with what was measured last; `best` if any of its evaluations was."""

@@ -20,3 +20,5 @@ class Outcome:
     step: int | None = None  # the number of steps done when this one was
     units: dict[str, Tensor] = field(default_factory=dict)  # what the terms that are ratios were divided by
     rates: tuple[Any, ...] = ()  # the learning rates that the optimizer made the step with, one per group
+    spoiled: Tensor | None = None  # above 0 where a gradient is not finite; read when the loss is
+    left_out: bool = False  # its loss or gradient was no number: the step changed nothing

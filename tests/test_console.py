@@ -1,9 +1,14 @@
 """What a person sees: a table that grows by a line per epoch, a bar on a terminal only, and nothing when quiet."""
 
+import errno
 import io
 import os
 import pty
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -123,3 +128,67 @@ def test_fit_prints_what_the_issue_asks_for_and_nothing_when_quiet(capsys: pytes
     assert [line.split()[0] for line in said if re.match(r" +\d ", line)] == ["1", "2"]
     assert any(line.startswith("test ") and "accuracy" in line for line in said)
     assert any(line.startswith("best ") for line in said)
+
+
+# Nobody has to read it
+
+
+TALKS = """
+import sys
+from gradstep.record import Console
+console = Console()
+for number in range(20_000):
+    console.line(f"line {number}")
+    console.progress(number, 20_000, 1, 0.5, 10.0, None)
+print("more of it")
+console.close()
+open(sys.argv[1], "w").write("done")
+"""
+
+
+@pytest.mark.parametrize("reads", ["head -1", "true"])
+def test_a_reader_that_leaves_ends_nothing_and_nothing_is_said_of_it(tmp_path: Path, reads: str) -> None:
+    command = f'("$0" -c "$1" "$2"; echo $? >"$2.code") | {reads}'
+    place = str(tmp_path / "done")
+    ran = subprocess.run(["sh", "-c", command, sys.executable, TALKS, place], capture_output=True, text=True)
+    assert (tmp_path / "done").read_text() == "done"
+    assert (tmp_path / "done.code").read_text() == "0\n"
+    assert ran.stderr == ""
+    assert ran.stdout == ("line 0\n" if reads == "head -1" else "")
+
+
+def test_a_process_without_standard_output_trains(tmp_path: Path) -> None:
+    place = str(tmp_path / "done")
+    ran = subprocess.run(["sh", "-c", '"$0" -c "$1" "$2" >&-', sys.executable, TALKS, place], capture_output=True)
+    assert (tmp_path / "done").read_text() == "done"
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+def test_a_terminal_that_is_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as file:
+        console = Console(file=file)
+        a_run(console)  # its bar is live
+        os.close(reader)
+        a_run(console)
+        time.sleep(0.3)  # the bar is drawn by a thread of its own
+        a_run(console)
+        console.close()
+
+
+def test_a_full_disk_ends_nothing_and_is_written_to_again_when_there_is_room() -> None:
+    class Full(io.StringIO):
+        full = True
+
+        def write(self, text: str) -> int:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    file = Full()
+    console = Console(file=file)
+    console.line("lost")
+    file.full = False
+    console.line("there")
+    assert file.getvalue() == "there\n"

@@ -6,9 +6,8 @@ The protocol is `start(step) -> iterator`, endless, from that batch on. `Feed` a
 from __future__ import annotations
 
 import math
-import pickle
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import count
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from gradstep import tree
 from gradstep.data.order import permutation
 from gradstep.data.pipeline import Pipeline
 from gradstep.data.sources import Source, original
+from gradstep.data.workers import Question, answers
 from gradstep.errors import DataError
 
 Check = Callable[[Any, Tensor | None, str], None]  # (batch, numbers of its samples, which set) -> raises or not
@@ -107,32 +107,15 @@ class Feed:
         return self._finish(self.source.batch(indices, 0, self.seed), indices, 0, 0)
 
     def _by_workers(self, steps: Iterator[int]) -> Iterator[Any]:
-        asked: list[tuple[Tensor, int, int]] = []  # what has not come yet: workers answer in order
-
-        def questions() -> Iterator[tuple[int, Tensor]]:
+        def questions() -> Iterator[Question]:
             for number in steps:
                 epoch, indices = self.indices(number)
-                asked.append((indices, epoch, number))
-                yield epoch, indices
+                yield Question(indices, epoch, number)
 
-        loader = DataLoader(
-            _Asked(self.source, self.seed),
-            batch_size=None,
-            sampler=questions(),  # any iterable will do when batch_size is None
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=getattr(self.source, "worker_init", None),
-            generator=torch.Generator(),  # a private one, or its first draw would be from the global stream
-        )
-        answers = iter(loader)
-        try:
-            for answer in answers:
-                if isinstance(answer, _Raised):
-                    raise answer.error()
-                yield self._finish(answer, *asked.pop(0))
-        finally:
-            # At once: an exception's traceback would keep the iterator, and with it the processes, alive.
-            answers._shutdown_workers()  # type: ignore[attr-defined]
+        # Closed at once: an exception's traceback would keep it, and with it the processes, alive.
+        with closing(answers(self.source, self.seed, questions(), self.workers, self.what)) as given:
+            for question, batch in given:
+                yield self._finish(batch, *question)
 
     def _finish(self, batch: Any, indices: Tensor, epoch: int, step: int) -> Any:
         numbers = original(self.source, indices)
@@ -204,50 +187,6 @@ class OwnFeed:
 
     def start(self, step: int) -> Iterator[Any]:
         return (tree.to_device(batch, self.device) for batch in self.feed.start(step))
-
-
-class _Asked(Dataset[Any]):
-    """A source as a worker process sees it: a question is a whole batch."""
-
-    def __init__(self, source: Source, seed: int) -> None:
-        self.source, self.seed = source, seed
-
-    def __getitem__(self, question: tuple[int, Tensor]) -> Any:
-        epoch, indices = question
-        try:
-            return self.source.batch(indices, epoch, self.seed)
-        except Exception as error:
-            return _Raised(error)
-
-
-class _Raised:
-    """An exception on its way out of a worker process, of its own type, with its traceback as a note.
-
-    torch's own way would make a RuntimeError of any exception that takes more than a message.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        text = "".join(traceback.format_exception(error))
-        self.notes = [*getattr(error, "__notes__", []), f"raised in a worker process:\n{text}"]
-        try:
-            self.pickled = pickle.dumps(error)
-            pickle.loads(self.pickled)
-        except Exception:  # an exception of the user's that can't travel: its type and arguments do
-            self.pickled = pickle.dumps((type(error), error.args))
-
-    def error(self) -> Exception:
-        came = pickle.loads(self.pickled)
-        if isinstance(came, tuple):
-            kind, arguments = came
-            came = kind.__new__(kind)
-            came.args = arguments
-        came.__notes__ = self.notes
-        error: Exception = came
-        return error
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def all_finite(source: Source, what: str) -> bool:

@@ -1,14 +1,18 @@
 """What a person sees: facts before training, one line per epoch, a live bar on a terminal, what to do at the end.
 
-Off a terminal there is no bar but a plain line every half minute, so that a log stays a log.
+Off a terminal there is no bar but a plain line every half minute, so that a log stays a log. Nobody has to read it:
+where the other end is gone (`| head -1`, a closed terminal), the console goes quiet and the training goes on.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from gradstep.record.journal import Row
 from gradstep.record.stopwatch import duration
@@ -23,7 +27,8 @@ class Console:
     """Prints to `file`, standard output unless told otherwise; nothing at all when `quiet`."""
 
     def __init__(self, quiet: bool = False, file: TextIO | None = None) -> None:
-        self.quiet, self.file = quiet, file or sys.stdout
+        file = file or sys.stdout  # which is None where the process was given none
+        self.quiet, self.file = quiet or file is None, cast(TextIO, _Unheard(file))
         self._columns: list[tuple[str, int]] = []
         self._live: Progress | None = None
         self._plain_at = time.monotonic() + _PLAIN_EVERY
@@ -80,6 +85,38 @@ class Console:
             self._live.add_task("", total=total, what="")
             self._live.start()
         return self._live
+
+
+class _Unheard:
+    """A text file whose reader may be gone: what can't be written is dropped. All else is the file's own."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._file.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Nobody will ever read it: what is still in its buffer must not fail at the process's end either."""
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            return  # a full disk may have room again
+        with suppress(OSError):  # no real file
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._file.fileno())
+            os.close(nowhere)
 
 
 def _cell(name: str, value: Any) -> str:

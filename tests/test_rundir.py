@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gradstep
 from gradstep.errors import OutputError
 from gradstep.rundir import RunDir
 
@@ -147,7 +155,7 @@ def test_a_run_that_is_not_there_is_an_error_that_says_which_are(tmp_path: Path)
 def test_every_file_of_a_run_lies_in_its_folder_under_its_own_name() -> None:
     run = RunDir(Path("runs/0001-a"))
     places = [getattr(run, name) for name, kind in vars(RunDir).items() if isinstance(kind, property)]
-    assert len(set(places)) == len(places) == 9
+    assert len(set(places)) == len(places) == 10
     assert all(place.parent == run.path for place in places)
 
 
@@ -166,3 +174,200 @@ def test_a_run_killed_in_its_first_moment_can_be_gone_on_with(tmp_path: Path) ->
     assert (place.path.name, resumed) == ("0001-net", True)
     os.close(place.held())
     assert list(place.checkpoints.iterdir()) == []
+
+
+# A checkpoint's own path.
+
+
+def test_a_checkpoint_s_path_names_its_run_and_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path / "runs", "digits")
+    for step in (0, 360, 123456789):
+        path = run.checkpoints / f"step-{step:08d}"
+        path.mkdir()
+        assert RunDir.at_checkpoint(path) == RunDir.at_checkpoint(f"{path}/") == (run, step)
+        assert RunDir.find(path, "elsewhere") == run
+        monkeypatch.chdir(path.parent)
+        found = RunDir.at_checkpoint(path.name)
+        assert found is not None
+        assert (found[0].path.resolve(), found[1]) == (run.path.resolve(), step)
+    through = tmp_path / "runs" / "latest" / "checkpoints" / "step-00000360"
+    assert RunDir.at_checkpoint(through) == (RunDir(run.path.resolve()), 360)
+
+
+def test_what_is_no_checkpoint_s_path_is_left_to_be_found_otherwise(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "digits")
+    (run.path / "step-00000360").mkdir()
+    for word in (None, True, run.path, run.checkpoints, run.path / "step-00000360", "step-00000360", "digits", "1"):
+        assert RunDir.at_checkpoint(word) is None
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error_that_says_which_are(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "digits")
+    with pytest.raises(OutputError, match=r"0001-digits has no checkpoint of step 7\. There are none\."):
+        RunDir.find(run.checkpoints / "step-00000007")
+    for step in (360, 20):
+        (run.checkpoints / f"step-{step:08d}").mkdir()
+    with pytest.raises(OutputError, match=r"no checkpoint of step 7\. There are those of steps 20, 360\."):
+        RunDir.at_checkpoint(run.checkpoints / "step-00000007")
+
+
+# Places where a run can or can't be. Whatever is wrong with one is said before training.
+
+
+def train(out: Path, seen: list[int] | None = None, **more: Any) -> gradstep.Run:
+    class Seen:
+        def on_train_batch_end(self, state: Any, outcome: Any) -> None:
+            if seen is not None:
+                seen.append(state.step)
+
+    torch.manual_seed(0)
+    data = torch.randn(16, 3), torch.randint(0, 2, (16,))
+    return gradstep.fit(
+        torch.nn.Linear(3, 2),
+        torch.nn.CrossEntropyLoss(),
+        data,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        batch_size=8,
+        hooks=[Seen()],
+        out=out,
+        quiet=True,
+        **{"epochs": 2} | more,
+    )
+
+
+def trained_and_resumed(out: Path, name: str) -> bytes:
+    train(out, name=name, epochs=1)
+    run = train(out, name=name, resume=True)
+    assert run.state.step == 4
+    assert run.path is not None
+    return (run.path / "metrics.jsonl").read_bytes() + (run.path / "model.safetensors").read_bytes()
+
+
+def long_path(root: Path, length: int) -> Path:
+    """A path of so many bytes, whose folders have names of 200."""
+    while len(os.fsencode(root)) + 201 < length:
+        root /= "d" * 200
+    root /= "e" * (length - len(os.fsencode(root)) - 1)
+    assert len(os.fsencode(root)) == length
+    return root
+
+
+LONGEST = os.pathconf("/", "PC_PATH_MAX") - 160 - len("net")
+
+
+def test_a_run_is_the_same_under_any_path(tmp_path: Path) -> None:
+    plain = trained_and_resumed(tmp_path / "plain", "net")
+    long_name = "net-" + "é" * ((255 - len("0001-net-")) // 2)  # as many bytes as a file system takes
+    places = [("with spaces  in it", "net"), ("путь/到/é", "übung.+-"), ("-", "-net"), ("n" * 255, long_name)]
+    for out, name in places:
+        assert trained_and_resumed(tmp_path / out, name) == plain, out
+    assert trained_and_resumed(long_path(tmp_path, LONGEST), "net") == plain
+
+
+@pytest.mark.parametrize(
+    ("out", "name", "said"),
+    [
+        ("n" * 256, "net", "longer than the disk takes: choose a shorter out or name"),
+        ("runs", "n" * 251, "longer than the disk takes: choose a shorter out or name"),
+        ("long", "net", "is too long for what goes into it. Choose a shorter one"),
+    ],
+)
+def test_a_path_over_the_system_s_limit_is_refused_before_training(
+    out: str, name: str, said: str, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    place = long_path(tmp_path, LONGEST + 1) if out == "long" else tmp_path / out
+    with pytest.raises(OutputError, match=said):
+        train(place, seen, name=name)
+    assert seen == []
+    with pytest.raises(OutputError, match="there is no run"):
+        RunDir.find("x" * 5000, tmp_path)
+
+
+@contextmanager
+def without_rights() -> Iterator[Path]:
+    """A folder for a user whom permissions bind, which root is not."""
+    folder = Path(tempfile.mkdtemp())
+    root = os.geteuid() == 0
+    try:
+        if root:
+            shutil.chown(folder, 65534)
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        for path, _, _ in os.walk(folder):
+            Path(path).chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def test_a_folder_without_permission_is_refused_before_training() -> None:
+    seen: list[int] = []
+    with without_rights() as folder:
+        run = train(folder / "runs", epochs=1)
+        assert run.path is not None
+        before = {path.name for path in run.path.rglob("*")}
+        for closed, resume, said in [
+            (folder / "runs", False, r"out: the folder .*runs' can't be written \(Permission denied\)"),
+            (run.path, True, r"0001-linear can't be written\. Make it writable"),
+            (run.path / "checkpoints", True, r"0001-linear can't be written\. Make it writable"),
+        ]:
+            closed.chmod(0o500)
+            with pytest.raises(OutputError, match=said):
+                train(folder / "runs", seen, resume=resume)
+            closed.chmod(0o700)
+        folder.chmod(0o500)
+        with pytest.raises(OutputError, match=r"out: the folder .*new' can't be written \(Permission denied\)"):
+            train(folder / "new", seen)
+        assert {path.name for path in run.path.rglob("*")} == before
+        assert train(folder / "runs", seen, resume=True).state.step == 4
+    assert seen == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EROFS, r"Read-only file system\)\. Choose another"),
+        (errno.ENOSPC, r"No space left on device\)\. Make room there"),
+        (errno.EDQUOT, r"Disk quota exceeded\)\. Make room there"),
+        (errno.EIO, r"Input/output error\)\. Choose another"),
+    ],
+)
+def test_a_disk_that_takes_no_folder_is_refused_before_training(
+    number: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    seen: list[int] = []
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OutputError, match=rf"out: the folder .* can't be written \({said}"):
+        train(tmp_path / "runs", seen)
+    assert seen == []
+
+
+def test_a_file_where_a_folder_should_be_is_refused_before_training(tmp_path: Path) -> None:
+    seen: list[int] = []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=r"out: the folder .*file' can't be written"):
+        train(tmp_path / "file", seen)
+    with pytest.raises(OutputError, match=r"out: the folder .*/proc/nowhere.* can't be written"):
+        train(Path("/proc/nowhere"), seen)  # where nobody can make a folder
+    run = train(tmp_path / "runs", epochs=1)
+    assert run.path is not None
+    shutil.rmtree(run.path / "checkpoints")
+    (run.path / "checkpoints").write_text("mine")
+    with pytest.raises(OutputError, match=r"checkpoints can't be used as a folder \(File exists\)"):
+        RunDir(run.path).held()
+    assert (tmp_path / "file").read_text() == (run.path / "checkpoints").read_text() == "mine"
+    assert seen == []
+
+
+def test_a_run_that_another_process_has_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "net")
+    held = run.held()
+    with pytest.raises(OutputError, match=r"is being trained by another process\. Wait for it; or stop it"):
+        run.held()
+    os.close(held)
+    os.close(run.held())

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
+import re
 import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from gradstep import tree
+from gradstep import __version__, tree
 from gradstep.data import Feed, Source, Transform, class_names, fingerprint, targets_in_memory
 from gradstep.optim.showing import table
 from gradstep.setup import Training
 from gradstep.update.criterion import describe
 
 _LAYERS = 8
+
+# Variables by which libraries choose other kernels, or sum in another order.
+_VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+    *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "MKL_DYNAMIC", "OMP_DYNAMIC"),
+    *("OPENBLAS_CORETYPE", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+)
+
+# Code that has versions of its own.
+_OTHERS = (Path(__file__).parent, Path(torch.__file__).parent, Path(sysconfig.get_path("stdlib")))
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def of_data(feeds: dict[str, Any]) -> list[tuple[str, str]]:
@@ -116,16 +136,94 @@ def about_data(source: Source | None) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for environment.json."""
+    """Versions and machine, for environment.json: what may change bits, and what helps a person."""
+    gpu = torch.cuda.is_available()
     return {
+        "gradstep": __version__,
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "platform": platform.platform(),
+        "kernel": platform.release(),
+        "libc": " ".join(platform.libc_ver()).strip() or None,
         "processor": platform.machine(),
+        "cpu": _found("/proc/cpuinfo", r"model name\s*:\s*(.+)"),
+        "vector": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "driver": _found("/proc/driver/nvidia/version", r"Kernel Module.*?\s([\d.]+)\s"),
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn deterministic": torch.backends.cudnn.deterministic,
+        "cudnn benchmark": torch.backends.cudnn.benchmark,
+        "tf32": {  # the getters that take either of torch's two ways of setting it
+            "matmul": torch.backends.cuda.matmul.fp32_precision,
+            "conv": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        },
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def code(objects: Iterable[Any]) -> dict[str, str]:
+    """The user's files that define these objects, by name: the first letters of each one's SHA-256.
+
+    A file goes by its name and not by its path, so that a run that was moved finds it again; files of one name are
+    taken together. Best effort: what has no file, as in a notebook, is left out.
+    """
+    sums: dict[str, set[str]] = {}
+    for file in filter(None, {_file_of(each) for each in _definitions(objects)}):
+        if not any(file.is_relative_to(folder) for folder in _OTHERS) and not _INSTALLED & set(file.parts):
+            with suppress(OSError):  # there is none, as where code was typed in
+                content = file.read_bytes()
+                sums.setdefault(file.name, set()).add(hashlib.sha256(content).hexdigest()[:12])
+    return {name: " ".join(sorted(found)) for name, found in sorted(sums.items())}
+
+
+def _definitions(objects: Iterable[Any]) -> set[Any]:
+    """The classes and code objects behind some objects: of modules their submodules', of classes their bases."""
+    found: set[Any] = set()
+    left, seen = list(objects), set[int]()
+    for each in left:  # which grows meanwhile
+        if id(each) not in seen:
+            seen.add(id(each))
+            with suppress(Exception):  # an object of the user's may answer anything with an exception
+                left += _behind(each, found)
+    return found
+
+
+def _behind(each: Any, found: set[Any]) -> list[Any]:
+    """Adds what defines an object to `found`, and returns the objects that it is made of."""
+    if isinstance(each, functools.partial):
+        return [each.func, *each.args, *each.keywords.values()]
+    if isinstance(each, Mapping):
+        return list(each.values())
+    if isinstance(each, (list, tuple)):
+        return list(each)
+    if isinstance(each, MethodType):
+        return [each.__func__, each.__self__]
+    if isinstance(each, FunctionType):
+        found.add(each.__code__)
+        return [getattr(each, "__wrapped__", None)]
+    modules = each.modules() if isinstance(each, nn.Module) else [each]
+    for kind in {module if isinstance(module, type) else type(module) for module in modules}:
+        found.update(kind.__mro__)
+    ours = type(each).__module__.startswith("gradstep.")  # it may hold a function of the user's
+    return [held for held in vars(each).values() if callable(held) or isinstance(held, dict)] if ours else []
+
+
+def _file_of(definition: Any) -> Path | None:
+    """The source file, which is not read here; None for what came out of a compiler or a notebook."""
+    module = sys.modules.get(definition.__module__) if isinstance(definition, type) else None
+    name = definition.co_filename if isinstance(definition, CodeType) else getattr(module, "__file__", None)
+    return Path(name) if name else None
+
+
+def _found(file: str, pattern: str) -> str | None:
+    """What a pattern finds in one of the kernel's files, where there is one."""
+    try:
+        found = re.search(pattern, Path(file).read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1].strip() if found else None

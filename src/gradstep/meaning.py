@@ -16,7 +16,11 @@ from gradstep.schedules import Rate
 from gradstep.setup import Training
 from gradstep.update.criterion import describe
 
-_SCHEDULE = "the schedule"
+# The labels that a comparison asks for by name.
+SCHEDULE = "the schedule"
+LENGTH = "the number of steps in all"
+EPOCH = "the number of steps in an epoch"
+
 _EPOCHS = 64  # as many starts of epochs a schedule is known by
 _ELSEWHERE = {
     *("params", "param_names", "name", "lr", "initial_lr", "schedule", "freeze", "steps"),
@@ -24,8 +28,14 @@ _ELSEWHERE = {
 }
 
 
-def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) -> dict[str, Any]:
-    """What a resume must find as it was, `about` being `about_data`'s. A step means more: code is not looked at."""
+def meaning(
+    training: Training, about: Mapping[str, Any], valid: Source | None, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a resume must find as it was, by a label in the user's words, as values that JSON has.
+
+    `about` is `about_data`'s. `record` is what makes metrics.jsonl what it is, by `fit`'s keywords: durations in steps,
+    metrics by name, `valid` and `test` by whether there are any. A step means more: code is not looked at here.
+    """
     state, feed = training.state, training.feed
     source = feed if isinstance(feed, Feed) else None
     groups = state.optimizer.param_groups
@@ -37,35 +47,21 @@ def meaning(training: Training, about: Mapping[str, Any], valid: Source | None) 
         "the content of the data behind the validation part": _in_short(fingerprint(valid)) if valid else None,
         "the augmentation": [repr(each) for each in augmentations(source.source)] if source else None,
         "batch_size": source.batch_size if source else None,
-        "the number of steps in an epoch": training.clock.steps_per_epoch,
+        "shuffle": source.shuffle if source else None,
+        EPOCH: training.clock.steps_per_epoch,
+        LENGTH: training.clock.total,
         "dropout": training.update.dropout,
         "stat_group": training.update.stat_group,
         "the criterion": describe(state.criterion),
         "the learning rate": list(state.base_rates),
         f"what {type(state.optimizer).__name__} is given": [_options(group) for group in groups],
         "freeze": [group.get("freeze", False) for group in groups],
-        _SCHEDULE: _values(training),
+        SCHEDULE: _values(training),
         "the schedule by a metric": [asdict(plateau.rule) for plateau in training.scheduled.plateaus],
         "clip": _plain(asdict(training.clip)) if training.clip else None,
         "ema": [state.ema.decay, state.ema.start, state.ema.evaluate] if state.ema else None,
+        **_plain(record),
     }
-
-
-def changed(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> tuple[str, Any, Any] | None:
-    """`(what, what it was, what it is)` of the first thing that is another now; None where all is as it was.
-
-    A schedule may go on otherwise than it would have, as in a run that is made longer, but not have been another until
-    `step`. What `then` does not know, an earlier version did not keep.
-    """
-    for what, is_now in now.items():
-        was = then.get(what, is_now)
-        if what == _SCHEDULE and was and is_now:
-            other = [at for at in was if int(at) <= step and is_now.get(at, was[at]) != was[at]]
-            if other:
-                return f"{what} at step {other[0]}", was[other[0]], is_now[other[0]]
-        elif was != is_now:
-            return what, was, is_now
-    return None
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,17 +85,23 @@ def _plain(value: Any) -> Any:
 
 
 def _values(training: Training) -> dict[str, list[float | None]]:
-    """What the schedules give at the starts of epochs, by step: all groups and options in a row."""
+    """What the schedules give at some steps, by step: all groups and options in a row.
+
+    At the starts of epochs, and at powers of two: a schedule over a run's length is another in another length's first
+    steps too, which are all that there may be before the first epoch's end.
+    """
     bases, clock = training.state.bases, training.clock
-    starts = [epoch * clock.steps_per_epoch for epoch in range(_EPOCHS)]
+    end = max(clock.total, clock.steps_per_epoch)
+    starts = {epoch * clock.steps_per_epoch for epoch in range(_EPOCHS)}
+    powers = {2**power for power in range(end.bit_length())}
     return {
         str(step): [
             _asked(value, step, base[option])
             for own, base in zip(training.scheduled.functions, bases, strict=True)
             for option, value in own.items()
         ]
-        for step in starts
-        if step <= max(clock.total, clock.steps_per_epoch) and training.scheduled
+        for step in sorted(starts | powers)
+        if step <= end and training.scheduled
     }
 
 

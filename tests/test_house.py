@@ -18,10 +18,12 @@ SOURCE = ROOT / "src" / "gradstep"
 # docs/ARCHITECTURE.md shows the same floors to people.
 FLOORS = [
     {"errors", "keys", "tree", "clock", "yaml12", "disk"},
-    {"data", "update", "optim", "schedules", "initialization", "metrics"},
-    {"encoding", "state", "rundir", "tensorfile", "checkpoint", "retention", "record"},
+    {"data", "update", "optim", "schedules", "initialization", "metrics", "counted"},
+    {"encoding", "snapshot", "module_state", "optimizer_state", "state", "rundir", "tensorfile", "checkpoint",
+     "retention", "record"},
     {"scheduling", "timetable", "step", "plan", "evaluation", "hooks", "stopping", "setup", "meaning", "check",
-     "keeper", "saver", "interrupt", "facts", "changes", "failure", "run", "rehearsal", "session", "loop"},
+     "keeper", "saver", "finite", "watching", "opening", "closing", "interrupt", "facts", "changes", "failure", "run",
+     "rehearsal", "session", "loop"},
     {"words", "recipe", "objects", "parts", "choices", "default", "building", "models", "recipes", "cli", "__main__"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
@@ -127,15 +129,15 @@ def test_fit_s_keywords_one_by_one() -> None:
         "model": required, "criterion": required, "train": required, "valid": None, "test": None,
         "optimizer": required, "epochs": None, "steps": None, "batch_size": None, "drop_last": False,
         "micro_batch": None, "stat_group": None, "schedule": None, "metrics": None, "monitor": None, "patience": None,
-        "clip": None, "ema": None, "seed": 0, "dropout": "keyed",
+        "clip": None, "ema": None, "on_nonfinite": "stop", "seed": 0, "dropout": "keyed",
         "device": "auto", "workers": 0, "evaluate_every": "1 epoch", "evaluate_train": False,
         "log_every": "50 steps", "checkpoint": None, "hooks": (), "plan": "plain", "out": None, "name": None,
-        "resume": False, "quiet": False, "unpack": None, "forward": None,
+        "resume": False, "allow_changes": False, "quiet": False, "unpack": None, "forward": None,
     }  # fmt: skip
 
 
 def test_fit_s_keywords_are_the_recipe_s_keys() -> None:
-    of_a_place = {"out", "name", "resume"}  # where a run goes is said on the command line
+    of_a_place = {"out", "name", "resume", "allow_changes"}  # where a run goes is said on the command line
     of_data = {"train", "valid", "test"}  # the recipe has them inside `data`
     of_objects = {"init", "groups"}  # from Python: gradstep.initialize(model, ...), gradstep.param_groups(model, ...)
     assert set(keywords(gradstep.fit)) - of_a_place - of_data == set(Recipe.model_fields) - {"data"} - of_objects

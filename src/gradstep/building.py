@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from gradstep import checkpoint, data, metrics
+from gradstep import data, disk, metrics
 from gradstep.choices import about_start, named, optimizer_of, schedule_of, start
 from gradstep.data import Splits
 from gradstep.errors import (
@@ -56,8 +56,8 @@ class Documents:
 
     def on_train_start(self, state: Any, about: Any) -> None:  # noqa: ARG002
         if about.path is not None and not RunDir(about.path).recipe.exists():
-            checkpoint.replace_durably(RunDir(about.path).recipe, self.recipe.to_yaml().encode())
-            checkpoint.replace_durably(RunDir(about.path).command, (self.command + "\n").encode())
+            disk.replace(RunDir(about.path).recipe, self.recipe.to_yaml().encode())
+            disk.replace(RunDir(about.path).command, (self.command + "\n").encode())
 
 
 def build(recipe: Recipe) -> Built:
@@ -70,7 +70,8 @@ def build(recipe: Recipe) -> Built:
     arguments = {
         name: getattr(recipe, name)
         for name in ("batch_size", "drop_last", "micro_batch", "stat_group", "epochs", "steps", "monitor", "patience",
-                     "clip", "ema", "evaluate_every", "evaluate_train", "log_every", "seed", "dropout", "device",
+                     "clip", "ema", "on_nonfinite",
+                     "evaluate_every", "evaluate_train", "log_every", "seed", "dropout", "device",
                      "workers", "plan", "quiet")
     }  # fmt: skip
     model = build_model(recipe)

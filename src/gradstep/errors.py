@@ -11,6 +11,7 @@
     │   └── UserCodeError                  the user's own code raised before training began
     ├── CheckpointError           exit 4   checkpoints exist, none is valid
     ├── DivergedError             exit 5   the loss or a gradient is no longer a number
+    ├── OutOfMemoryError          exit 6   a step needs more memory than there is
     ├── StorageError              exit 7   a checkpoint or record could not be written
     └── ProcessLostError          exit 8   a worker process died or no longer answers
 
@@ -72,7 +73,17 @@ class CheckpointError(GradstepError):
 
 
 class DivergedError(GradstepError):
+    """`step` is the step that can't be made, counted from 1, where it is known."""
+
     exit_code = 5
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class OutOfMemoryError(GradstepError):
+    exit_code = 6
 
 
 class StorageError(GradstepError):

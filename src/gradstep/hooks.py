@@ -6,12 +6,12 @@
     on_train_epoch_end(state, metrics)      after an epoch's steps, before its validation
     on_validation_end(state, metrics)       after each evaluation on the validation set, the best already updated
     on_epoch_end(state)                     after an epoch and its validation
-    on_save_checkpoint(state, path)         when a checkpoint is there for good
+    on_save_checkpoint(state, path)         when a checkpoint is there for good; the training may have gone on meanwhile
     on_train_end(state)                     after the last step and the test, or after a pause
     on_exception(state, error)              when the run ends by an exception
 
 A hook changes nothing of the state. It may return a Request, which `fit` carries out at the end of the step; not from
-`on_row`, because when a row is read from the device is a matter of time. A method
+`on_row` and `on_save_checkpoint`, because when these are called is a matter of time. A method
 that a hook does not have costs nothing.
 """
 
@@ -95,6 +95,13 @@ class Events:
                 self.requested.append((answer, type(getattr(call, "__self__", call)).__name__))
             elif answer is not None:
                 raise RecipeError(f"hooks: {event} returned {answer!r}. A hook returns a gradstep.Request or nothing.")
+
+    def announce(self, event: str, *what: Any) -> None:
+        """The same where nothing can be asked for, since when it happens is a matter of time."""
+        before = len(self.requested)
+        self.tell(event, *what)
+        if len(self.requested) > before:
+            raise RecipeError(f"hooks: {event} can't ask for anything, because when it is called is a matter of time.")
 
 
 class InterruptAt:

@@ -10,112 +10,175 @@ from typing import Any
 
 import torch
 
-from gradstep import checkpoint
+from gradstep import changes, checkpoint, disk, failure, retention, tensorfile
+from gradstep.changes import Change
+from gradstep.checkpoint import Saved
 from gradstep.clock import Clock, Duration
-from gradstep.errors import CheckpointError, DivergedError, RecipeError, nearest
-from gradstep.meaning import changed
-from gradstep.record import Journal
+from gradstep.errors import CheckpointError, DivergedError, RecipeError, StorageError, nearest
+from gradstep.record import Journal, Mark
 from gradstep.rundir import RunDir
-from gradstep.state import Tensors, TrainState, module_tensors
+from gradstep.saver import Saver
+from gradstep.state import Tensors, TrainState, module_tensors, non_finite
+
+_KEYS = ("every", "keep", "keep_every")
+_KEPT = ("progress", "log", "data", "meaning", "environment")  # what `save` adds to the state's own
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often a checkpoint is written, and how many of the newest are kept beside the best."""
+    """How often a checkpoint is written, how many of the newest are kept beside the best, and which for good."""
 
     every: Duration
     keep: int
+    keep_every: Duration | None = None
 
     @classmethod
     def parse(cls, given: Any) -> Policy:
-        """`{"every": "1 epoch", "keep": 2}`, either of which may be left out, or a duration alone."""
+        """`{"every": "1 epoch", "keep": 2, "keep_every": "10 epochs"}`, any left out, or a duration alone."""
         given = {"every": given} if isinstance(given, (str, Duration)) else given or {}
         if not isinstance(given, Mapping):
             raise RecipeError(f"checkpoint: {given!r} is not like {{'every': '1 epoch', 'keep': 2}}.")
         for name in given:
-            if name not in ("every", "keep"):
+            if name not in _KEYS:
                 raise RecipeError(
-                    f"checkpoint: there is no '{name}'; there are every, keep.{nearest(name, ['every', 'keep'])}"
+                    f"checkpoint: there is no '{name}'; there are {', '.join(_KEYS)}.{nearest(name, _KEYS)}"
                 )
-        keep = given.get("keep", 2)
+        keep, for_good = given.get("keep", 2), given.get("keep_every")
         if type(keep) is not int or keep < 1:
             raise RecipeError(f"checkpoint.keep: {keep!r} is no positive number; the newest is always kept.")
-        return cls(Duration.positive(given.get("every", "1 epoch"), "checkpoint.every"), keep)
+        return cls(
+            Duration.positive(given.get("every", "1 epoch"), "checkpoint.every"),
+            keep,
+            None if for_good is None else Duration.positive(for_good, "checkpoint.keep_every"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is within its epoch and its record.
+
+    `rest` says that the end of the step, its evaluation and what follows, is still to come.
+    """
+
+    tensors: Tensors
+    numbers: Mapping[str, Any]
+    mark: Mark
+    rest: bool = False
 
 
 @dataclass(slots=True)
 class Keeper:
     """`about` is what a checkpoint says of the data: class names and transforms.
 
-    `meaning` is what makes the run this run and no other: a resume must not find it changed.
+    `meaning` is what makes the run this run and no other, `environment` what may change its bits: both are held against
+    what a checkpoint says when it is gone on from.
     """
 
     place: RunDir | None
     policy: Policy
+    clock: Clock
     about: Mapping[str, Any]
     meaning: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    saver: Saver = field(default_factory=Saver)
+    newest: int | None = None  # the step of the checkpoint that was read or begun last
     best: Tensors = field(default_factory=dict)  # in memory, only where there is no place
+    _resumed: int | None = None  # this one stays while the process lives: what came after it may be worse
+    _odd: frozenset[str] = frozenset()  # what held infinities before the first step may go on to
 
-    def save(self, state: TrainState, clock: Clock, journal: Journal) -> Path | None:
-        """The last act of a step. Refuses parameters that are not numbers."""
-        for name, parameter in state.model.named_parameters():
-            # Waits for the device, as saving does anyway. What is frozen may hold what it likes.
-            if parameter.requires_grad and not bool(parameter.isfinite().all()):
-                raise DivergedError(
-                    f"after step {state.step}, '{name}' is no longer all numbers: the training has diverged and this "
-                    "state was not saved. Try a smaller learning rate (optimizer.lr)."
-                )
+    def begin(self, state: TrainState) -> None:
+        """Looks at what there is before the first step. Waits for the device."""
+        self._odd = frozenset(non_finite(state.tensors()))
+
+    def save(self, state: TrainState, journal: Journal, progress: Progress) -> Path | None:
+        """The last act of a step. Copies the state, which waits for the device, and writes it beside the training.
+
+        Returns a checkpoint that is there for good since somebody asked last, which is an earlier one. Raises what
+        writing that one raised.
+        """
         if self.place is None:
+            self._refuse_non_finite(state.step, state.tensors())
             if state.standing.best_step == state.step:
                 self.best = {name: value.clone() for name, value in module_tensors(state.judged).items()}
             return None
-        numbers = state.numbers() | {"log_offset": journal.offset(), "data": dict(self.about)}
-        numbers |= {"meaning": dict(self.meaning)}
-        folder = self.place.checkpoints
-        path = checkpoint.write(folder, state.step, state.tensors(), numbers)
-        goes_on = max((step for step in checkpoint.steps(folder) if self._resumable(step, clock)), default=None)
-        kept = {*checkpoint.steps(folder)[-self.policy.keep :], goes_on}
-        # A checkpoint that may be gone on from needs the best that it knows of, which need not be the best by now.
-        bests = [checkpoint.numbers(folder, step)["standing"]["best_step"] for step in kept if step is not None]
-        checkpoint.prune(folder, self.policy.keep, [*bests, goes_on])
-        return path
+        tensors, numbers = state.snapshot()
+        numbers |= {
+            "progress": {"rest": progress.rest, **progress.numbers},
+            "log": {"offset": progress.mark.offset, "sha256": progress.mark.sha256},
+            "data": dict(self.about),
+            "meaning": dict(self.meaning),
+            "environment": dict(self.environment),
+        }
+        if progress.tensors:
+            tensors["metrics"] = progress.tensors
+        folder, step = self.place.checkpoints, state.step
+        self.newest = step
 
-    def _refuse_another_run(self, numbers: Mapping[str, Any]) -> None:
+        def write() -> Path:
+            self._refuse_non_finite(step, tensors)
+            # The log is on the disk before a checkpoint that counts on it; older ones go when the new one is there.
+            path = checkpoint.write(folder, step, tensors, numbers, before_commit=journal.sync)
+            self._prune(folder)
+            return path
+
+        return self.saver.start(write)
+
+    def prove(self, state: TrainState) -> None:
+        """Reads the first checkpoint back and compares, so that what can't be gone on from is known at once."""
         assert self.place is not None
-        if (found := changed(numbers["meaning"], self.meaning, numbers["step"])) is not None:
-            what, then, now = found
-            raise CheckpointError(
-                f"{self.place.path}: {what} was {then} and is {now}: the run can't go on as it began."
-            )
+        saved = checkpoint.read(checkpoint.at(self.place.checkpoints, state.step))
+        held_against(state, saved)
 
-    @staticmethod
-    def _resumable(step: int, clock: Clock) -> bool:
-        """Between two epochs nothing is half counted; within one, the epoch's metrics would be lost."""
-        return step % clock.steps_per_epoch == 0 or step == clock.total
+    def restore(
+        self, state: TrainState, allow: bool, at: int | None = None
+    ) -> tuple[Progress | None, list[Change], list[str]]:
+        """Puts the newest valid checkpoint into `state`, or that of step `at`: `(progress, what changed, notes)`.
 
-    def restore(self, state: TrainState, clock: Clock) -> tuple[int, list[str]]:
-        """Puts the newest valid checkpoint at an epoch's end into `state`: `(bytes of metrics.jsonl then, notes)`.
-
-        With no checkpoint at all the run begins at step 0. CheckpointError when there are some and none will do, or
-        when they are of another `meaning`; nothing of `state` has changed then.
+        With no checkpoint at all the run begins at step 0, without progress. CheckpointError when there are some and
+        none will do, ChangedError when the run would be another and that is not allowed: nothing has changed then.
         """
         assert self.place is not None
-
-        def goes_on(numbers: Mapping[str, Any]) -> bool:
-            self._refuse_another_run(numbers)
-            return self._resumable(numbers["step"], clock) or numbers["standing"]["stopped"] is not None
-
-        path, rejected = checkpoint.newest(self.place.checkpoints, goes_on)
+        folder = self.place.checkpoints
+        if at is None:
+            saved, rejected = checkpoint.newest(folder)
+        else:
+            saved, rejected = checkpoint.read(checkpoint.at(folder, at)), []  # what was named is never replaced
         notes = [f"passed over {reason}" for reason in rejected]
-        if path is None:
-            return 0, notes
-        tensors, numbers = checkpoint.read(path)
-        then, now = numbers["data"].get("files"), self.about.get("files")
+        if saved is None:
+            return None, [], notes
+        values = saved.values
+        if missing := [name for name in _KEPT if name not in values]:
+            raise CheckpointError(
+                f"{saved.path}: its state.json has no {', '.join(missing)}: it is of no run of fit's."
+            )
+        found = changes.compare(values["meaning"], self.meaning, saved.step)
+        breaking = [change for change in found if change.breaks]
+        if breaking and not allow:
+            raise changes.refusal(breaking, self.place.path)
+        found += changes.compare_environment(values["environment"], self.environment)
+        then, now = values["data"].get("files"), self.about.get("files")
         if then and now and then["modified"] != now["modified"]:
             notes.append("the training data's files have another time than when the run began, but the same sizes")
-        state.load(tensors, numbers)
-        checkpoint.set_aside(self.place.checkpoints, state.step)
-        return numbers["log_offset"], notes
+        try:
+            state.load(saved.tensors, values, keep_options=bool(breaking))
+            progress = _progress(saved)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # its hashes hold: somebody wrote it so
+            what = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{saved.path}: its state.json is not one of gradstep's ({what}).") from error
+        retention.set_aside(folder, saved.step)
+        self.newest = self._resumed = saved.step
+        return progress, found, notes
+
+    def back(self, state: TrainState) -> Progress:
+        """Puts the last checkpoint into the state of the run that wrote it, which goes on from there."""
+        assert self.place is not None
+        assert self.newest is not None
+        self.saver.wait()
+        saved = checkpoint.read(checkpoint.at(self.place.checkpoints, self.newest))
+        left_out = list(state.left_out)
+        state.load(saved.tensors, saved.values)
+        state.left_out = left_out
+        return _progress(saved)
 
     def chosen(self, state: TrainState) -> Tensors:
         """The weights to use: the best by the monitored metric, else the last, averaged where averages are judged.
@@ -128,7 +191,9 @@ class Keeper:
         if self.place is None:
             return self.best
         averaged = state.ema is not None and state.ema.evaluate and state.ema.begun(best)
-        return checkpoint.read(checkpoint.at(self.place.checkpoints, best))[0]["ema" if averaged else "model"]
+        return dict(
+            checkpoint.read(checkpoint.at(self.place.checkpoints, best)).tensors["ema" if averaged else "model"]
+        )
 
     @torch.no_grad()
     def publish(self, state: TrainState) -> None:
@@ -140,4 +205,53 @@ class Keeper:
         # One entry: safetensors writes several in any order, and equal runs are to leave equal files.
         about = {name: value for name, value in self.about.items() if name != "files"}
         header = {"gradstep": json.dumps({**about, "step": step})}
-        checkpoint.replace_durably(self.place.weights, checkpoint.to_safetensors(tensors, header))
+        size, parts = tensorfile.parts(tensors, header)
+        disk.replace_parts(self.place.weights, parts, size)
+
+    def _refuse_non_finite(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        for name in non_finite(tensors):
+            if name not in self._odd:
+                raise DivergedError(
+                    f"after step {step}, '{name}' is no longer all numbers: the training has diverged and this "
+                    "state was not saved. Try a smaller learning rate (optimizer.lr)."
+                )
+
+    def _prune(self, folder: Path) -> None:
+        steps = checkpoint.steps(folder)
+        for_good = {step for step in steps if self.clock.due(step, self.policy.keep_every)}
+        kept = {*steps[-self.policy.keep :], *for_good, *retention.pinned(folder)}
+        kept |= {self._resumed} if self._resumed is not None else set()
+        # A checkpoint that may be gone on from needs the best that it knows of, which need not be the best by now.
+        bests = {_best_of(folder, step) for step in kept if step in steps}
+        retention.prune(folder, self.policy.keep, {step for step in kept | bests if step is not None})
+        assert self.place is not None
+        failure.forget(self.place, steps[-1])
+
+
+def held_against(state: TrainState, saved: Saved) -> None:
+    """StorageError if what was read is not what the state holds."""
+    for name, group in state.tensors().items():
+        for tensor, value in group.items():
+            same = saved.tensors[name][tensor]
+            if same.dtype != value.dtype or not torch.equal(_bits(same), _bits(value.cpu())):
+                raise StorageError(f"'{tensor}' came back from a checkpoint as something else than it went in.")
+
+
+def _bits(value: torch.Tensor) -> torch.Tensor:
+    return value.contiguous().flatten().view(torch.uint8)  # nan is unlike itself, its bits are not
+
+
+def _best_of(folder: Path, step: int) -> int | None:
+    """The best that a checkpoint knows of; None too for one that is damaged, which nobody goes on from."""
+    try:
+        best = checkpoint.numbers(folder, step)["standing"]["best_step"]
+    except (KeyError, TypeError, CheckpointError):
+        return None
+    return best if isinstance(best, int) else None
+
+
+def _progress(saved: Saved) -> Progress:
+    numbers = dict(saved.values["progress"])
+    rest = bool(numbers.pop("rest"))
+    log = saved.values["log"]
+    return Progress(dict(saved.tensors.get("metrics", {})), numbers, Mark(log["offset"], log["sha256"]), rest)

@@ -6,6 +6,7 @@ If you read one file of gradstep, read this one; then `step.py` for what happens
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradstep.session import Session
 from gradstep.setup import Training, assemble, yes_or_no
 from gradstep.state import TrainState
 from gradstep.update import Outcome
+from gradstep.watching import Watching
 
 
 def steps(
@@ -37,6 +39,7 @@ def steps(
     schedule: Any = None,
     clip: Any = None,
     ema: Any = None,
+    on_nonfinite: Any = "stop",
     seed: int = 0,
     dropout: str = "keyed",
     device: str | torch.device = "auto",
@@ -70,6 +73,7 @@ def steps(
         stat_group=stat_group,
         clip=clip,
         ema=ema,
+        on_nonfinite=on_nonfinite,
         unpack=unpack,
         forward=forward,
     )
@@ -113,18 +117,31 @@ class Steps:
 
 def _owned(training: Training) -> Generator[Outcome]:
     with training.training_mode():
-        yield from _steps(training)
+        yield from _steps(training, _Alone())
 
 
-def _steps(training: Training) -> Iterator[Outcome]:
+class _Alone:
+    """Steps that nobody watches: the user's own loop hears the signals itself."""
+
+    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches
+
+    def stepping(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+def _steps(training: Training, watched: Session | _Alone) -> Iterator[Outcome]:
     state, last = training.state, training.clock.total
-    if state.step >= last:
-        return
-    for batch in training.feed.start(state.step):
-        training.before_step()
-        yield training.take_step(state, batch, training.update, training.clip, training.device)
-        if state.step >= last:
-            return
+    while state.step < last:
+        for batch in watched.waiting(training.feed.start(state.step)):
+            training.before_step()
+            with watched.stepping():
+                outcome = training.take_step(
+                    state, batch, training.update, training.clip, training.guard, training.device
+                )
+            yield outcome
+            if state.step >= last:
+                return
 
 
 def fit(
@@ -147,6 +164,7 @@ def fit(
     patience: Any = None,
     clip: Any = None,
     ema: Any = None,
+    on_nonfinite: Any = "stop",
     seed: int = 0,
     dropout: str = "keyed",
     device: str | torch.device = "auto",
@@ -160,6 +178,7 @@ def fit(
     out: str | Path | None = None,
     name: str | None = None,
     resume: bool | str | Path = False,
+    allow_changes: bool = False,
     quiet: bool = False,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -196,11 +215,15 @@ def fit(
         workers: processes that load a map-style data set; every batch is the same for any number of them.
         evaluate_train: also evaluate on the training set, for numbers not taken while training.
         log_every: how often the running loss and the rate are recorded.
-        checkpoint: `{"every": "1 epoch", "keep": 2}`; the best is kept besides. Only with `out`.
+        checkpoint: `{"every": "1 epoch", "keep": 2}`; the best is kept besides, and for good what `keep_every` counts.
+            Only with `out`.
+        on_nonfinite: `stop` where a loss or gradient is no number, before the update; `skip` leaves the step out;
+            `rewind` goes back to the last checkpoint and leaves it out then. `{"skip": 3}`: three of the run at most.
         hooks: objects that watch; see `gradstep.hooks`.
         out: the folder that holds runs; this one gets a folder of its own in it, called number-`name`.
         resume: True goes on with the newest run in `out` (of `name`, if given), or starts the first; a path goes on
-            with that run. A run goes on from the end of an epoch.
+            with that run, or from that checkpoint of it.
+        allow_changes: a run that is resumed may be another from here on than it was; else what changed is refused.
         unpack: `batch -> (inputs, targets)`, where a batch is not that pair.
         forward: `(model, inputs) -> outputs`, where that is not `model(inputs)`.
 
@@ -209,7 +232,8 @@ def fit(
 
     Raises:
         UsageError: something given can't work; nothing was trained or written.
-        DivergedError: the loss is no longer a number. CheckpointError, StorageError: the run's folder.
+        ChangedError: a run that is resumed with something else than it began with.
+        DivergedError: a loss or gradient is no number. CheckpointError, StorageError: the run's folder.
     """
     training = assemble(
         model,
@@ -230,10 +254,11 @@ def fit(
         stat_group=stat_group,
         clip=clip,
         ema=ema,
+        on_nonfinite=on_nonfinite,
         unpack=unpack,
         forward=forward,
     )
-    session = Session(
+    watching = Watching.of(
         training,
         {"valid": valid, "test": test, "train_clean": train if yes_or_no("evaluate_train", evaluate_train) else None},
         batch_size=batch_size,
@@ -245,30 +270,29 @@ def fit(
         log_every=log_every,
         checkpoint=checkpoint,
         hooks=hooks,
-        out=out,
-        name=name,
-        resume=resume,
-        quiet=quiet,
     )
+    session = Session(training, watching, out=out, name=name, resume=resume, allow_changes=allow_changes, quiet=quiet)
     with session.opened():
         if session.finished_before:
             session.already_finished()
             return session.run()
-        # The order of these lines is the contract's: best and patience before hooks, saving last.
-        for outcome in _steps(training):
-            session.note(outcome)
-            ends_epoch = training.clock.ends_epoch(training.state.step)
-            if ends_epoch:
-                session.end_epoch()
-            if session.evaluation_due:
-                session.evaluate()
-            if ends_epoch:
-                session.close_epoch()
-            else:
-                session.cut_epoch()
-            if session.save_due:
-                session.save()
-            if session.over:
-                break
+        while not session.over:
+            with session.kept_whole():
+                # The order of these lines is the contract's: best and patience before hooks, saving last.
+                for outcome in session.rest(_steps(training, session)):
+                    session.note(outcome)
+                    ends_epoch = training.clock.ends_epoch(training.state.step)
+                    if ends_epoch:
+                        session.end_epoch()
+                    if session.evaluation_due:
+                        session.evaluate()
+                    if ends_epoch:
+                        session.close_epoch()
+                    else:
+                        session.cut_epoch()
+                    if session.save_due:
+                        session.save()
+                    if session.over:
+                        break
         session.finish()
     return session.run()

@@ -92,11 +92,13 @@ class Checkpoint(_Document):
     """How often one is written; also whenever the best is new, and at the end."""
     keep: Positive = 2
     """How many of the newest are kept, beside the best."""
+    keep_every: str | None = None
+    """Those after each so many `epochs` or `steps` are kept for good."""
 
-    @field_validator("every", mode="before")
+    @field_validator("every", "keep_every", mode="before")
     @classmethod
-    def _duration(cls, value: Any) -> str:
-        return str(Duration.parse(value, "checkpoint.every"))
+    def _duration(cls, value: Any, info: ValidationInfo) -> str | None:
+        return None if value is None else str(Duration.parse(value, f"checkpoint.{info.field_name}"))
 
 
 class Recipe(_Document):
@@ -132,6 +134,8 @@ class Recipe(_Document):
     """The largest norm of all gradients together, or `{value: 0.5}` for each element."""
     ema: float | Named | None = None
     """The decay of a moving average of the weights, or `{decay: 0.999, start: 1 epoch, evaluate: true}`."""
+    on_nonfinite: str | dict[str, int] = "stop"
+    """Where a loss or gradient is no number: stop, or leave the step out: skip, rewind, `{skip: 10}`."""
     metrics: list[str | Named] = []
     """accuracy, {top_k: 5}, confusion_matrix, mse, mae, or `module:object`."""
     monitor: str | Named | None = None

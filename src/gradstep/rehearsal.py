@@ -15,20 +15,19 @@ from typing import Any
 import torch
 
 from gradstep import checkpoint
-from gradstep.errors import StorageError
+from gradstep.closing import shown
 from gradstep.evaluation import measure
+from gradstep.keeper import held_against
 from gradstep.keys import kept_streams, key, seed_model
-from gradstep.meaning import meaning
 from gradstep.record.stopwatch import duration
-from gradstep.session import Session, shown
+from gradstep.setup import Training
+from gradstep.watching import Watching
 
 
-def rehearse(session: Session) -> Iterator[str]:
+def rehearse(training: Training, watching: Watching) -> Iterator[str]:
     """Does it and yields a line for each thing that worked, with its time. Raises what would go wrong."""
-    training = session.training
     state, update, device = training.state, training.update, training.device
-    feeds = {what: feed for what, feed in session.feeds.items() if what != "train"}
-    for label, text in session.facts():
+    for label, text in watching.facts(training):
         yield f"{label:<10}{text}"
     began = time.perf_counter()
     with training.training_mode(), kept_streams(device):
@@ -41,22 +40,18 @@ def rehearse(session: Session) -> Iterator[str]:
     yield f"{'step':<10}one batch forward and backward: loss {loss:.4f}, gradient norm {size:.4f}, {duration(taken)}"
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        numbers = state.numbers() | {"meaning": meaning(training, {}, None)}
-        path = checkpoint.write(Path(folder), 0, state.tensors(), numbers)
-        tensors, numbers = checkpoint.read(path)
-        for name, group in state.tensors().items():
-            for tensor, value in group.items():
-                if not torch.equal(tensors[name][tensor], value.cpu()):
-                    raise StorageError(f"'{tensor}' came back from a checkpoint as something else than it went in.")
-        state.load(tensors, numbers)
+        tensors, numbers = state.snapshot()
+        saved = checkpoint.read(checkpoint.write(Path(folder), 0, tensors, numbers))
+        held_against(state, saved)
+        state.load(saved.tensors, saved.values)
         yield f"{'save':<10}a checkpoint written, read back and equal, {duration(time.perf_counter() - began)}"
-    for what, feed in feeds.items():
+    for what, feed in watching.others.items():
         began = time.perf_counter()
         values = measure(
             state.model,
             state.criterion,
             _First(feed),
-            session.metrics,
+            watching.metrics,
             seed=state.seed,
             unpack=update.unpack,
             forward=update.forward,

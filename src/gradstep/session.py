@@ -8,147 +8,103 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from gradstep import checkpoint, facts
-from gradstep import metrics as metrics_room
-from gradstep.check import last_batch_of_one, look
-from gradstep.clock import Duration
-from gradstep.data import Feed, OwnOrder
-from gradstep.errors import RecipeError
-from gradstep.evaluation import evaluation_feed, measure
-from gradstep.hooks import About, Events, Request
-from gradstep.interrupt import Interruption
-from gradstep.keeper import Keeper, Policy
+from gradstep import changes, checkpoint, disk, failure, retention
+from gradstep.closing import closing_lines, run_of, shown, where
+from gradstep.data import Feed
+from gradstep.data.workers import lost
+from gradstep.errors import DivergedError, RecipeError, StorageError
+from gradstep.hooks import About, Request
+from gradstep.interrupt import Interrupted, Interruption
+from gradstep.keeper import Progress
 from gradstep.keys import kept_streams
-from gradstep.meaning import meaning
-from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
-from gradstep.run import Best, Run
+from gradstep.opening import keeper_of, open_records, place_of
+from gradstep.record import Console, Stopwatch
+from gradstep.run import Run
 from gradstep.rundir import RunDir
 from gradstep.scheduling import rates_at
 from gradstep.setup import Training, yes_or_no
-from gradstep.stopping import Monitor, Patience, gone_by, judge
-from gradstep.update import Outcome, Sharing
+from gradstep.stopping import judge
+from gradstep.update import Outcome
+from gradstep.watching import Watching
 
 
 class Session:
-    """One call of `fit`, between its keywords and its run. Making it checks everything and writes nothing."""
+    """One call of `fit`, between its keywords and its run."""
 
     def __init__(
         self,
         training: Training,
-        others: dict[str, Any],
+        watching: Watching,
         *,
-        batch_size: int | None,
-        workers: int,
-        metrics: Any,
-        monitor: Any,
-        patience: Any,
-        evaluate_every: str,
-        log_every: str,
-        checkpoint: Any,
-        hooks: Sequence[Any],
         out: str | Path | None,
         name: str | None,
         resume: bool | str | Path,
+        allow_changes: bool,
         quiet: bool,
     ) -> None:
-        yes_or_no("quiet", quiet)
-        self.training, self.state, self.clock = training, training.state, training.clock
-        self.metrics = metrics_room.resolve(metrics)
-        self._feeds: dict[str, Any] = {
-            what: evaluation_feed(data, what, batch_size, training.device, workers, training.state.seed)
-            for what, data in others.items()
-            if data is not None
-        }
-        if isinstance(training.feed, OwnOrder) and any(
-            isinstance(feed, OwnOrder) and feed.batches is training.feed.batches for feed in self._feeds.values()
-        ):
-            raise RecipeError(
-                "train gives whole batches in its own order, and can't be read for an evaluation meanwhile."
-            )
-        if isinstance(training.feed, Feed) and self.clock.total >= training.feed.steps_per_epoch:
-            last_batch_of_one(training.update, training.feed)
-        self.feeds = {"train": training.feed, **self._feeds}
-        terms = look(training.update, self.metrics, self.feeds)
-        training.decide()
-        self.metrics.refuse(["loss", *terms])
-        self.state.tensors()  # what can't be saved is refused now, and not at the first checkpoint
-        names = ["loss", *terms, *self.metrics.metrics]
-        self._monitor = Monitor.parse(monitor, names, self.metrics.higher_is_better) if "valid" in self._feeds else None
-        self._patience = Patience.parse(patience)
-        plateaus = training.scheduled.plateaus
-        self._watched = [(p, gone_by(p, self._monitor, names, self.metrics.higher_is_better)) for p in plateaus]
-        if self._monitor is None and (monitor is not None or patience is not None):
-            raise RecipeError("monitor and patience look at the validation, and there is no valid= data.")
-        self._every = Duration.positive(evaluate_every, "evaluate_every")
-        self._log_every = self.clock.steps(Duration.positive(log_every, "log_every"))
-        self._policy = Policy.parse(checkpoint)
-        self._events, self._interruption = Events.of(hooks), Interruption()
+        self.training, self.watching = training, watching
+        self.state, self.clock = training.state, training.clock
+        self._feeds, self._events = watching.others, watching.events
+        self._interruption = Interruption(quiet=yes_or_no("quiet", quiet))
         self._console = Console(quiet)
         self._out, self._name, self._resume = out, name, resume
+        self._allow = yes_or_no("allow_changes", allow_changes)
         self._done = self._improved = self._improved_since_line = False
         self._wants_pause: str | None = None
         self._save_asked = False
+        self._rest: Progress | None = None  # where this step's end began, while it may still be cut short
+        self._cut = False  # whether something of the end of a step or of the run is left to do
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Inside, the run has its folder, its records are open, the model trains and the signals are heard."""
-        lines = self.facts()  # made before there is a folder, should anything in them fail
-        place, resumed = RunDir.choose(self._out, self._name, type(self.state.model).__name__.lower(), self._resume)
+        lines = self.watching.facts(self.training)  # made before there is a folder, should anything in them fail
+        otherwise = type(self.state.model).__name__.lower()
+        place, resumed, at = place_of(self._out, self._name, otherwise, self._resume)
         held = place.held() if place else None
         try:
-            with self._started(place, resumed, lines):
+            with self._started(place, resumed, lines, at):
                 yield
         finally:
             if held is not None:
                 os.close(held)
 
     @contextmanager
-    def _started(self, place: RunDir | None, resumed: bool, lines: list[tuple[str, str]]) -> Iterator[None]:
+    def _started(
+        self, place: RunDir | None, resumed: bool, lines: list[tuple[str, str]], at: int | None
+    ) -> Iterator[None]:
         training, self._place = self.training, place
-        source, valid = (
-            feed.source if isinstance(feed, Feed) else None for feed in (training.feed, self.feeds.get("valid"))
-        )
-        about = facts.about_data(source) if place else {}  # hashes what it holds; without a place nobody asks again
-        self._keeper = Keeper(place, self._policy, about, meaning(training, about, valid) if place else {})
+        self._keeper = keeper_of(training, self.watching, place)
+        progress: Progress | None = None
         if resumed and place:
-            checkpoint.sweep(place.checkpoints)
+            if not self._allow:
+                failure.refuse_a_fourth(place)
+            retention.sweep(place.checkpoints)
             if place.plan.exists():
                 training.follow(json.loads(place.plan.read_text()))
-        offset, notes = self._keeper.restore(self.state, self.clock) if resumed else (0, [])
-        lines += [("note", note) for note in notes] + ([("run", str(place.path))] if place else [])
-        if resumed:
-            after = f"after step {self.state.step}, epoch {self.clock.epoch(self.state.step - 1)}"
-            lines += [("resumed", after if self.state.step else "from the very start: no epoch had ended")]
+            progress, found, notes = self._keeper.restore(self.state, self._allow, at)
+            lines += [("note", note) for note in notes] + [("changed", line) for line in changes.lines(found)]
+        lines += [("run", str(place.path))] if place else []
+        lines += [("resumed", where(self.state.step, self.clock))] if resumed else []
         self._console.facts(lines)
         self._console.line()
-        if place and self.finished_before and place.weights.exists():
-            offset = place.metrics.stat().st_size  # the rows after the last checkpoint are the test's
-        elif place:
+        self._cut = progress.rest if progress else False
+        self._watch = Stopwatch()
+        whole = bool(place and progress and self.finished_before and place.weights.exists())
+        if place and not whole:
             place.weights.unlink(missing_ok=True)  # of a shorter run: where weights to use are, a run is at its end
-        journal = Journal(place.metrics, place.timing, offset) if place else Journal()
-        watch = Stopwatch()
-        self._recorder = Recorder(
-            self.clock,
-            Ledger(Sharing(self.state.criterion), self._log_every, self.clock.steps_per_epoch),
-            self.metrics.fresh(training.device) if self.metrics.metrics else None,
-            journal,
-            self._console,
-            watch,
-            evaluations_left=self._evaluations_left,
-            listeners=(self._tell_row,) if self._events.calls["on_row"] else (),
-        )
+        self._open_records(progress, whole)
         try:
             with training.training_mode(), kept_streams(training.device), self._interruption:
-                samples = training.feed.samples if isinstance(training.feed, Feed) else None
-                self._begin(About(place.path if place else None, self.clock, watch, samples), fresh=not offset)
+                self._begin(resumed and progress is not None, found if progress else [])
                 yield
+            self._settle()
         except BaseException as error:
             try:
                 self._events.tell("on_exception", self.state, error)
@@ -156,27 +112,106 @@ class Session:
                 error.add_note(f"a hook that was told of it raised {type(another).__name__}: {another}")
             raise
         finally:
+            self._keeper.saver.close()  # waits: what was begun is finished
             self._console.close()
-            journal.close()
+            self._recorder.journal.close()
+
+    def _open_records(self, progress: Progress | None, whole: bool = False) -> None:
+        listeners = (self._tell_row,) if self._events.calls["on_row"] else ()
+        self._recorder = open_records(
+            self.training, self.watching, self._place, progress, whole, self._console, self._watch, listeners
+        )
+
+    def _begin(self, resumed: bool, found: list[changes.Change]) -> None:
+        place, step, journal = self._place, self.state.step, self._recorder.journal
+        if place is not None and not place.environment.exists():
+            disk.replace(place.environment, checkpoint.to_json(self._keeper.environment))
+            disk.replace(place.plan, checkpoint.to_json(self.training.plan.document()))
+        samples = self.training.feed.samples if isinstance(self.training.feed, Feed) else None
+        self._events.tell(
+            "on_train_start", self.state, About(place.path if place else None, self.clock, self._watch, samples)
+        )
+        for change in found:
+            if change.breaks:  # the record says from where on it is another run's
+                self._recorder.changed(step, change.what, change.then, change.now)
+        begun = any(row["kind"] == "start" and row["step"] == step for row in journal.rows)
+        if self.clock.batch(step) == 0 and not begun and not self._cut and not self.finished_before:
+            self._recorder.begin_epoch(step, rates_at(self.state, self.training.scheduled))
+        self._keeper.begin(self.state)
+        if not resumed and place is not None:
+            self.save()  # step 0: no run dies at its first checkpoint
+            self._settle()
+            self._keeper.prove(self.state)
 
     @property
     def finished_before(self) -> bool:
-        """Whether the run that was to be resumed had nothing left to do."""
-        return bool(self.state.step >= self.clock.total or self.state.standing.stopped)
+        """Whether the run that was to be resumed had no step left to make."""
+        return bool(self.state.step >= self.clock.total or self.state.standing.stopped) and not self._cut
 
-    def note(self, outcome: Outcome) -> None:
+    @contextmanager
+    def kept_whole(self) -> Iterator[None]:
+        """What ends the steps inside leaves a run that can be gone on from: a signal, a loss of nan, an error."""
+        try:
+            yield
+        except Interrupted:
+            self._cut_short()
+        except DivergedError as error:
+            if self.training.guard.rule.policy == "rewind" and error.step is not None:
+                self._rewind(error.step - 1)
+            else:
+                self._note_failure(error, self.state.step if error.step is None else error.step - 1)
+                raise
+        except StorageError:
+            raise
+        except Exception as error:
+            training = self.training
+            plain = lost(error) or failure.out_of_memory(error, training.feed, training.update.micro_batch)
+            self._note_failure(plain or error, self.state.step)
+            if plain is not None:
+                raise plain from error
+            raise
+
+    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches; a signal cuts the wait for one short, since between two steps nothing is half done."""
+        while True:
+            self._rest = None  # the step before this wait is done as a whole
+            with self._interruption.cuts():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+    def stepping(self) -> AbstractContextManager[Any]:
+        """A step that begins where a checkpoint lies may be cut short too: the first, which may compile for minutes."""
+        saved = self._place is not None and self._keeper.newest == self.state.step
+        return self._interruption.cuts() if saved else nullcontext()
+
+    def rest(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome | None]:
+        """The outcomes; before them None where the end of a step that was made before is still to come."""
+        begun: list[None] = [None] if self._cut else []
+        self._cut, self._done = False, self.state.step >= self.clock.total
+        return chain(begun, outcomes)
+
+    def note(self, outcome: Outcome | None) -> None:
         """A step was done. Waits for the device only when it is time to show something."""
+        self._rest, self._improved = None, False
+        if outcome is None:
+            return
         self._recorder.step(outcome, self.state.samples, self._rates)
         self._events.tell("on_train_batch_end", self.state, outcome)
         self._done = self.state.step >= self.clock.total
-        self._improved = False
+        self._tell_saved(self._keeper.saver.finished())  # raises what went wrong with it
         if self._interruption.heard is not None:
             self._wants_pause = signal.Signals(self._interruption.heard).name
+        if self._interruption.save_asked:
+            self._interruption.save_asked, self._save_asked = False, True
         if self._events.requested:
             self._heed()
 
     def end_epoch(self) -> None:
         """The epoch's loss and metrics, taken while training."""
+        self._remember()
         row = self._recorder.end_epoch(self.state.step, self.state.samples, self._rates())
         self._events.tell("on_train_epoch_end", self.state, row)
 
@@ -184,29 +219,30 @@ class Session:
     def evaluation_due(self) -> bool:
         """Every so often, and after the last step."""
         last = self.over and self._paused is None
-        return bool(self._feeds) and (last or self.clock.due(self.state.step, self._every))
+        return bool(self._feeds) and (last or self.clock.due(self.state.step, self.watching.evaluate_every))
 
     @property
     def _paused(self) -> str | None:
         """Who asked for a pause, unless there is nothing left to come back to."""
-        return None if self._done or self.state.standing.stopped else self._wants_pause
+        ended = (self._done or self.state.standing.stopped) and not self._cut
+        return None if ended else self._wants_pause
 
     def evaluate(self) -> None:
         """Validates, and judges: the best is updated and patience counted before any hook hears of it."""
-        step = self.state.step
-        self._recorder.read(step)  # a loss that is no number ends the run here, not after the evaluation
-        with self._recorder.stopwatch.away(evaluation=True):
+        step, watching = self.state.step, self.watching
+        self._remember()  # a loss that is no number ends the run here, not after the evaluation
+        with self._recorder.stopwatch.away(evaluation=True), self._interruption.cuts():
             parts = [what for what in ("train_clean", "valid") if what in self._feeds]
-            measured = {what: self._score(what, self.state.judged) for what in parts}
+            measured = {what: self.watching.score(self.training, what, self.state.judged) for what in parts}
         if "train_clean" in measured:
             self._recorder.measured("train_clean", step, measured["train_clean"])
-        if "valid" in measured and self._monitor is not None:
-            value = measured["valid"][self._monitor.short]
+        if "valid" in measured and (monitor := watching.monitor) is not None:
+            value = measured["valid"][monitor.short]
             if not isinstance(value, (int, float)):
-                raise RecipeError(f"monitor: {self._monitor.name} is {value}, and one number is needed to compare.")
-            self._improved = judge(self.state.standing, self._monitor, self._patience, float(value), step, self.clock)
+                raise RecipeError(f"monitor: {monitor.name} is {value}, and one number is needed to compare.")
+            self._improved = judge(self.state.standing, monitor, watching.patience, float(value), step, self.clock)
             self._improved_since_line |= self._improved
-            for plateau, its in self._watched:
+            for plateau, its in watching.plateaus:
                 plateau.observe(float(measured["valid"][its.short]), its.higher)
             row = self._recorder.measured("valid", step, measured["valid"], best=self._improved)
             self._events.tell("on_validation_end", self.state, row)
@@ -229,26 +265,19 @@ class Session:
     @property
     def over(self) -> bool:
         """Whether this was the last step of this process."""
-        return self._done or self.state.standing.stopped is not None or self._paused is not None
+        ended = self._done or self.state.standing.stopped is not None
+        return (ended and not self._cut) or self._paused is not None
 
     @property
     def save_due(self) -> bool:
-        """Every so often, when the best is new, when somebody asked, and at the end.
-
-        Where steps are counted, at an epoch's end too: this version goes on from there only.
-        """
-        every = self.clock.due(self.state.step, self._policy.every)
-        goes_on = self._policy.every.unit == "step" and self.clock.ends_epoch(self.state.step)
-        return every or goes_on or self._improved or self._save_asked or self.over
+        """Every so often, when the best is new, when somebody asked, and at the end."""
+        every = self.clock.due(self.state.step, self.watching.policy.every)
+        return every or self._improved or self._save_asked or self.over
 
     def save(self) -> None:
         """The last act of a step: nothing of the state changes after it."""
-        self._recorder.read(self.state.step)
         self._save_asked = False
-        with self._recorder.stopwatch.away():
-            path = self._keeper.save(self.state, self.clock, self._recorder.journal)
-        if path is not None:
-            self._events.tell("on_save_checkpoint", self.state, path)
+        self._write(self._progress(rest=False))
 
     def finish(self) -> None:
         """The test, with the weights that were chosen; those weights where they can be found; the last lines.
@@ -256,17 +285,17 @@ class Session:
         A run that is only paused gets neither test nor weights: both belong to its end.
         """
         state = self.state
+        self._settle()
         self._recorder.read(state.step)
         self._console.close()
         if "test" in self._feeds and self._paused is None:
-            with self.run().chosen():
-                values = self._score("test", state.model)
-            self._recorder.measured("test", state.step, values)
-            self._console.line("test      " + "  ".join(shown(values)))
+            self._test()
         if self._paused is None:
-            self._keeper.publish(state)  # the last thing: weights to use are there when the run is at its end
+            self._recorder.journal.sync()  # first the record, since where weights to use are, a run is at its end
+            self._keeper.publish(state)
         self._events.tell("on_train_end", state)
-        self._closing_lines()
+        for line in closing_lines(self.run(), self.clock, self._place):
+            self._console.line(line)
 
     def already_finished(self) -> None:
         """A finished run was resumed: says so and does nothing."""
@@ -277,57 +306,75 @@ class Session:
         else:
             self._events.tell("on_train_end", self.state)
 
-    def _begin(self, about: About, fresh: bool) -> None:
-        if self._place is not None and not self._place.environment.exists():
-            checkpoint.replace_durably(self._place.environment, checkpoint.to_json(facts.environment()))
-            checkpoint.replace_durably(self._place.plan, checkpoint.to_json(self.training.plan.document()))
-        self._events.tell("on_train_start", self.state, about)
-        step, rows = self.state.step, self._recorder.journal.rows
-        begun = any(row["kind"] == "start" and row["step"] == step for row in rows)
-        if not begun and not self.finished_before:  # a run that is made longer had no next epoch to begin
-            self._recorder.begin_epoch(step, rates_at(self.state, self.training.scheduled))
-        if fresh and self._place is not None:
-            self.save()  # step 0: no run dies at its first checkpoint
+    def _progress(self, rest: bool) -> Progress:
+        """Where the run is in its epoch and its record. Waits for the device."""
+        self._recorder.read(self.state.step)
+        tensors, numbers = self._recorder.progress()
+        return Progress(tensors, numbers, self._recorder.journal.mark(), rest)
 
-    def facts(self) -> list[tuple[str, str]]:
-        """What a person should know before training, as labels and texts."""
-        training = self.training
-        lines = facts.of_data({"train": training.feed, **self._feeds})
-        lines += facts.of_model(training)
-        lines += facts.of_groups(training)
-        lines += facts.of_rates(training)
-        lines += training.plan.facts()
-        if self._monitor is not None:
-            better = "higher" if self._monitor.higher else "lower"
-            lines += [("monitor", f"{self._monitor.name}, {better} is better")]
-        while_training = ["train/ is taken while training, as the weights move; evaluate_train adds a clean pass."]
-        return lines + [("note", note) for note in (*training.notes, *while_training)]
+    def _remember(self) -> None:
+        """Before the end of a step begins to change anything: a signal in its evaluation takes us back to here."""
+        if self._rest is None:
+            self._rest = self._progress(rest=True)
+
+    def _write(self, progress: Progress) -> None:
+        with self._recorder.stopwatch.away():
+            self._tell_saved(self._keeper.save(self.state, self._recorder.journal, progress))
+
+    def _settle(self) -> None:
+        """Waits for the checkpoint that is being written."""
+        self._tell_saved(self._keeper.saver.wait())
+
+    def _cut_short(self) -> None:
+        """A signal came while nothing of the state was changing, or in a step that a checkpoint lies before."""
+        heard = self._interruption.heard
+        assert heard is not None
+        self._wants_pause = signal.Signals(heard).name
+        if self._rest is not None:
+            self._cut = True
+            if self._place is not None:
+                self._write(self._rest)
+        elif self._place is not None and self._keeper.newest == self.state.step:
+            self._keeper.back(self.state)  # a step may have been half done
+        elif self._place is not None:
+            self.save()
+
+    def _rewind(self, at: int) -> None:
+        """Back to the last checkpoint, from where the run comes by step number `at` again and leaves it out."""
+        progress = self._keeper.back(self.state)
+        self.training.guard.leave_out(self.state, at)
+        self._recorder.journal.close()
+        self._open_records(progress)
+        self._cut = progress.rest
+        self._console.line(f"rewind    step {at + 1} is left out: back to step {self.state.step}")
+
+    def _test(self) -> None:
+        try:
+            with self.run().chosen(), self._interruption.cuts():
+                values = self.watching.score(self.training, "test", self.state.model)
+        except Interrupted:  # everything is saved but the test, which a resume makes
+            assert self._interruption.heard is not None
+            self._wants_pause, self._cut = signal.Signals(self._interruption.heard).name, True
+            return
+        self._recorder.measured("test", self.state.step, values)
+        self._console.line("test      " + "  ".join(shown(values)))
+
+    def _note_failure(self, error: Exception, at: int) -> None:
+        with suppress(Exception):  # the rows of the steps before it, as far as they can be had
+            self._recorder.read(self.state.step)
+        if self._place is not None:
+            error.add_note(failure.note(self._place, at, self.clock, self.training.feed, error, self._keeper.newest))
 
     def _show_epoch(self) -> None:
         self._recorder.show_epoch(self._improved_since_line)
         self._improved_since_line = False
 
-    def _closing_lines(self) -> None:
-        state, best = self.state, self.run().best
-        if self._paused is not None:
-            self._console.line(f"paused    after step {state.step} of {self.clock.total}: {self._paused}")
-        if state.standing.stopped:
-            self._console.line(f"stopped   early after step {state.step}: {state.standing.stopped}")
-        if best is not None:
-            where = f"epoch {self.clock.epoch(best.step - 1)}, step {best.step}"
-            self._console.line(f"best      {best.metric} {best.value:.4f} at {where}")
-        if self._place is not None:
-            if self._paused is None:
-                self._console.line(f"saved     {self._place.weights}  (the {'best' if best else 'last'} weights)")
-            label = "saved" if self._paused else ""
-            self._console.line(f"{label:<10}{self._place.checkpoints}/  {self._place.metrics}")
-
     def _tell_row(self, row: dict[str, Any]) -> None:
-        """Rows are written when they are read, which is a matter of time: nothing can be asked for there."""
-        before = len(self._events.requested)
-        self._events.tell("on_row", row)
-        if len(self._events.requested) > before:
-            raise RecipeError("hooks: on_row can't ask for anything, because when a row is read is a matter of time.")
+        self._events.announce("on_row", row)
+
+    def _tell_saved(self, path: Path | None) -> None:
+        if path is not None:
+            self._events.announce("on_save_checkpoint", self.state, path)
 
     def _heed(self) -> None:
         """Takes up what hooks asked for. A pause leaves no row, or a run that is resumed would have another record."""
@@ -344,50 +391,10 @@ class Session:
                 self._recorder.request(self.state.step, "stop", who)
                 self.state.standing.stopped = f"{who} asked to stop"
 
-    def _score(self, what: str, model: nn.Module) -> dict[str, Any]:
-        update = self.training.update
-        return measure(
-            model,
-            self.state.criterion,
-            self._feeds[what],
-            self.metrics,
-            seed=self.state.seed,
-            unpack=update.unpack,
-            forward=update.forward,
-        )
-
     def _rates(self) -> list[float]:
         return rates_at(self.state)  # those the optimizer holds: of the step just done
 
-    def _evaluations_left(self, step: int) -> int:
-        if not {"valid", "train_clean"} & set(self._feeds):
-            return 0
-        every = self.clock.steps(self._every)
-        return -(-self.clock.total // every) - step // every
-
     def run(self) -> Run:
         """What `fit` returns."""
-        state, training = self.state, self.training
-        standing, source = state.standing, getattr(training.feed, "source", None)
-        best = None
-        if self._monitor is not None and standing.best is not None and standing.best_step is not None:
-            best = Best(self._monitor.name, standing.best, standing.best_step)
-        return Run(
-            model=state.model,
-            history=self._recorder.journal.rows,
-            best=best,
-            state=state,
-            path=self._place.path if self._place else None,
-            stopped=standing.stopped,
-            paused=self._paused,
-            classes=source.classes if source is not None else None,
-            transforms=source.transforms if source is not None else (),
-            unpack=training.update.unpack,
-            forward=training.update.forward,
-            chosen_weights=self._keeper.chosen(state),
-        )
-
-
-def shown(values: dict[str, Any]) -> list[str]:
-    """The numbers of an evaluation for people; a matrix is left out."""
-    return [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
+        place, keeper = self._place, self._keeper
+        return run_of(self.training, self.watching, place, self._recorder.journal.rows, self._paused, keeper)

@@ -18,6 +18,7 @@ from gradstep.clock import Clock
 from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt, augmentations
 from gradstep.errors import GradstepError, ModelError, RecipeError, UserCodeError, raised_at
 from gradstep.evaluation import choose_device
+from gradstep.finite import Guard, OnNonfinite
 from gradstep.keys import kept_streams, key, seed_model
 from gradstep.optim.averaging import Average, Averaging
 from gradstep.optim.clipping import Clip
@@ -41,6 +42,7 @@ class Training:
     schedule: Any  # as given: what an optimizer that takes over is bound to as well
     scheduled: Scheduled
     clip: Clip | None
+    guard: Guard
     clock: Clock
     device: torch.device
     plan: Plan
@@ -143,6 +145,7 @@ def assemble(
     stat_group: int | None,
     clip: Any,
     ema: Any,
+    on_nonfinite: Any,
     unpack: Callable[[Any], tuple[Any, Any]] | None,
     forward: Callable[[nn.Module, Any], Any] | None,
 ) -> Training:
@@ -171,6 +174,12 @@ def assemble(
         frozen = " in its first step" if any("freeze" in group for group in made.param_groups) else ""
         raise ModelError(f"the model has no parameter that requires a gradient{frozen}: there is nothing to train.")
     notes += scheduled.notes + _never_thawed(made, clock)
+    guard, take_step = Guard(OnNonfinite.parse(on_nonfinite)), _taking(made)
+    if guard.rule.policy != "stop" and take_step is closure_step:
+        raise RecipeError(
+            f"on_nonfinite: {type(made).__name__} asks for the loss several times in a step, which can't be left out. "
+            "Write stop."
+        )
     update = Update(
         model,
         criterion,
@@ -181,6 +190,7 @@ def assemble(
         unpack=unpack,
         forward=forward,
     )
+    update.refuses_non_finite = False  # the guard looks at every batch, however it is taken
     return Training(
         state=state,
         feed=feed,
@@ -188,10 +198,11 @@ def assemble(
         schedule=schedule,
         scheduled=scheduled,
         clip=clipping,
+        guard=guard,
         clock=clock,
         device=place,
         plan=Plan.decide(plan, update, place),
-        take_step=_taking(made),
+        take_step=take_step,
         notes=notes,
     )
 

@@ -7,29 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradstep.finite import Guard
 from gradstep.keys import key, seed_model
 from gradstep.optim.clipping import Clip
 from gradstep.state import TrainState
 from gradstep.update import Outcome, Update
 
 
-def step(state: TrainState, batch: Any, update: Update, clip: Clip | None, device: torch.device) -> Outcome:
-    """Trains on one batch. The order of these lines is the contract's; nothing waits for the device."""
+def step(
+    state: TrainState, batch: Any, update: Update, clip: Clip | None, guard: Guard, device: torch.device
+) -> Outcome:
+    """Trains on one batch. The order of these lines is the contract's; only the guard may wait for the device."""
     inputs, targets = update.unpack(batch)
     seed_model(device, key(state.seed, "model", index=state.step))
     state.optimizer.zero_grad()
+    guard.before(state)
     outcome = update.backward(inputs, targets, step=state.step + 1)
-    if clip is not None:
-        clip(state.trained())
-    state.optimizer.step()
+    if guard.lets(state, outcome):
+        if clip is not None:
+            clip(state.trained())
+        state.optimizer.step()
     _done(state, outcome)
     return outcome
 
 
-def closure_step(state: TrainState, batch: Any, update: Update, clip: Clip | None, device: torch.device) -> Outcome:
+def closure_step(
+    state: TrainState, batch: Any, update: Update, clip: Clip | None, guard: Guard, device: torch.device
+) -> Outcome:
     """The same for an optimizer that asks for the loss several times, as LBFGS does: the same draws each time.
 
-    The outcome is that of the first evaluation, before any update, as it is for other optimizers.
+    The outcome is that of the first evaluation, before any update, as it is for other optimizers; it is the one that
+    must be finite, since a line search may well look where the loss is not.
     """
     inputs, targets = update.unpack(batch)
     outcomes: list[Outcome] = []
@@ -38,6 +46,8 @@ def closure_step(state: TrainState, batch: Any, update: Update, clip: Clip | Non
         seed_model(device, key(state.seed, "model", index=state.step))
         state.optimizer.zero_grad()
         outcomes.append(update.backward(inputs, targets, step=state.step + 1))
+        if len(outcomes) == 1:
+            guard.lets(state, outcomes[0])
         if clip is not None:
             clip(state.trained())
         return outcomes[-1].loss

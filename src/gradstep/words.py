@@ -23,6 +23,8 @@ SYNONYMS = {
     **dict.fromkeys(("optim", "opt"), "optimizer"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
     **dict.fromkeys(("save_every", "save_steps"), "checkpoint.every"),
+    **dict.fromkeys(("save_total_limit", "save_top_k", "keep_checkpoints"), "checkpoint.keep"),
+    **dict.fromkeys(("detect_anomaly", "terminate_on_nan", "nan_policy", "skip_nan", "on_nan"), "on_nonfinite"),
     **dict.fromkeys(("callbacks", "callback"), "hooks"),
     **dict.fromkeys(("warmup", "warmup_steps", "warmup_epochs"), "schedule.warmup"),
     **dict.fromkeys(("eval_every", "eval_steps", "val_check_interval"), "evaluate_every"),

@@ -103,17 +103,17 @@ def test_one_run_has_one_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"batch_size": 10}, "batch_size was 16 and is 10"),
-        ({"seed": 9}, "seed was 0 and is 9"),
-        ({"optimizer": lambda p: torch.optim.Adam(p, lr=0.02)}, r"learning rate was \[0.01\] and is \[0.02\]"),
-        ({"schedule": None}, "the schedule was"),
+        ({"batch_size": 10}, "batch_size: 16 -> 10"),
+        ({"seed": 9}, "seed: 0 -> 9"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, lr=0.02)}, r"learning rate: \[0.01\] -> \[0.02\]"),
+        ({"schedule": None}, "the schedule at step 0"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.01)}, "of Adam"),
     ],
 )
 def test_another_run_is_not_gone_on_with_and_the_model_is_left_alone(tmp_path: Path, changes: dict, said: str) -> None:
     fit(tmp_path, hooks=[PauseAfter(2)])
     model, before = net(), net()
-    with pytest.raises(gradstep.errors.CheckpointError, match=said):
+    with pytest.raises(gradstep.errors.GradstepError, match=said):
         fit(tmp_path, model=model, resume=True, **changes)
     for name, value in before.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name

@@ -84,7 +84,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
 def test_other_data_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, hooks=[PauseAfter(2)])
     inputs, targets = samples()
-    with pytest.raises(gradstep.errors.CheckpointError, match="training samples was 70 and is 60"):
+    with pytest.raises(gradstep.errors.ChangedError, match="training samples: 70 -> 60"):
         gradstep.fit(
             net(), nn.CrossEntropyLoss(), (inputs[:60], targets[:60]), optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
             epochs=6, batch_size=16, out=tmp_path, resume=True, quiet=True,

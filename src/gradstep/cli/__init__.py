@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 
 import typer
 
@@ -42,6 +44,9 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 def main() -> None:
     """The console script: what went wrong goes to standard error, and its kind into the exit code."""
     sys.path.insert(0, os.getcwd())  # module:object is looked for where the user stands first
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA begins, or its sums may differ by run
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)  # while it trains, `fit` hears them itself
     try:
         app()
     except GradstepError as error:
@@ -54,6 +59,11 @@ def main() -> None:
             raise
         _print_user_traceback(error)
         sys.exit(1)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    print(f"{signal.Signals(number).name}: nothing was being trained, and nothing is lost.", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _print_user_traceback(error: BaseException) -> None:

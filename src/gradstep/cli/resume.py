@@ -1,4 +1,4 @@
-"""`gradstep resume [RUN]`."""
+"""`gradstep resume [RUN] [key=value ...]`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,46 @@ import typer
 
 
 def resume(
-    run: str = typer.Argument(None, help="A run's folder, name or number; the newest unless given."),
+    run: str | None = typer.Argument(
+        None, help="A run's folder, name or number, or one of its checkpoints; else the newest."
+    ),
+    settings: list[str] = typer.Argument(
+        None, metavar="[KEY=VALUE]...", help="Changes to its recipe, such as epochs=20."
+    ),
     out: str = typer.Option("runs", "--out", help="The folder that holds runs."),
+    allow_changes: bool = typer.Option(
+        False, "--allow-changes", help="Go on though the run is not the one it began as; the record says so."
+    ),
 ) -> None:
-    """Go on with a run from its last finished epoch."""
+    """Go on with a run from where it was: from its newest checkpoint that is whole."""
+    from gradstep import disk
     from gradstep.building import build
     from gradstep.cli.train import run_recipe
     from gradstep.errors import DataError, RecipeError
-    from gradstep.recipe import Recipe, find
+    from gradstep.recipe import Recipe, find, override
     from gradstep.rundir import RunDir
 
-    place = RunDir.find(run, out)
+    if run is not None and "=" in run:  # gradstep resume epochs=20
+        settings, run = [run, *(settings or [])], None
+    named = RunDir.at_checkpoint(run) if run is not None else None
+    place = named[0] if named else RunDir.find(run, out)
     if not place.recipe.exists():
         raise RecipeError(
             f"{place.path} was started from Python and has no recipe. Resume it there: fit(..., resume='{place.path}')."
         )
-    recipe = Recipe.parse(find(str(place.path))[1], str(place.recipe))
+    document = find(str(place.path))[1]
+    recipe = Recipe.parse(override(document, settings or []), str(place.recipe))
     try:
-        arguments = build(recipe).arguments
+        built = build(recipe)
     except DataError as error:
         raise DataError(f"{error}\nWhere files have moved, write their new places into {place.recipe}.") from error
-    run_recipe(recipe, arguments, [], out=out, resume=place.path)
+
+    class Rewrite:
+        """Once the run goes on, its recipe is what it goes on with."""
+
+        def on_train_start(self, state: object, about: object) -> None:  # noqa: ARG002
+            if settings:
+                disk.replace(place.recipe, built.recipe.to_yaml().encode())
+
+    where = run if named else place.path
+    run_recipe(built.recipe, built.arguments, [Rewrite()], out=out, resume=where, allow_changes=allow_changes)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gradstep.run import Run
     from gradstep.setup import Training
 
-_EXIT_CODES = {"InterruptAt": 3, "SIGINT": 130, "SIGTERM": 143}
+_EXIT_CODES = {"InterruptAt": 3, "SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 
 
 def train(
@@ -124,13 +124,12 @@ def _lines(recipe: Recipe) -> list[str]:
 
 def _rehearse(given: dict[str, Any]) -> None:
     from gradstep.rehearsal import rehearse
-    from gradstep.session import Session
+    from gradstep.watching import Watching
 
     training = assembled(given)
     others = {"valid": given["valid"], "test": given["test"]}
-    options = {name: given[name] for name in _of(Session, given)}
-    session = Session(training, others, **options, out=None, name=None, resume=False)
-    for line in rehearse(session):
+    watching = Watching.of(training, others, **{name: given[name] for name in _of(Watching.of, given)})
+    for line in rehearse(training, watching):
         print(line)
     print("dry run   fine. Nothing was trained, and nothing is kept.")
 

@@ -2,75 +2,116 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from gradstep import disk
 from gradstep.errors import CheckpointError, StorageError
 
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in metrics.jsonl: how many bytes stand before it, and their SHA-256."""
+
+    offset: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+
 class Journal:
     """Rows of metrics in memory and, given a place, on disk. A row holds no wall-clock time; timings go apart."""
 
-    def __init__(self, metrics: Path | None = None, timing: Path | None = None, offset: int = 0) -> None:
-        """Goes on after `offset` bytes of `metrics`: what a killed run wrote behind its checkpoint is cut off."""
+    def __init__(
+        self, metrics: Path | None = None, timing: Path | None = None, since: Mark | None = None, whole: bool = False
+    ) -> None:
+        """Goes on at `since`: what a killed run wrote behind its checkpoint is cut off, unless the `whole` is wanted.
+
+        A torn row behind the mark is what a kill leaves; one before it is damage. CheckpointError says so.
+        """
         self.rows: list[Row] = []
+        self._content, self._offset = hashlib.sha256(), 0
         self._metrics = self._timing = None
         if metrics is None or timing is None:
             return
+        self._path = metrics
         try:
-            if offset:
-                content = metrics.read_bytes()
-                if len(content) < offset:
-                    raise CheckpointError(
-                        f"{metrics}: {len(content)} bytes, and the checkpoint was made when there were {offset}. "
-                        "The record was damaged since; restore it, or start a new run."
-                    )
-                self.rows = [_values(json.loads(line)) for line in content[:offset].splitlines()]
-            self._metrics = metrics.open("ab")
-            self._metrics.truncate(offset)
-            self._timing = timing.open("ab")
+            if since is not None and since.offset:
+                content = _before(metrics, since, whole)
+                self.rows = [_values(json.loads(line)) for line in content.splitlines()]
+                self._content.update(content)
+                self._offset = len(content)
+            self._metrics = disk.log_open(metrics, self._offset)
+            self._timing = disk.log_open(timing, timing.stat().st_size if timing.exists() else 0)
         except OSError as error:
-            raise StorageError(f"'{error.filename}' can't be opened ({error.strerror}).") from error
+            raise StorageError(f"'{error.filename or metrics}' can't be opened ({error.strerror}).") from error
 
     def write(self, row: Row) -> None:
         """Adds a row of metrics."""
         self.rows.append(row)
-        self._append(self._metrics, row)
+        if self._metrics is not None:
+            line = _line(row)
+            self._append(self._metrics, line)
+            self._content.update(line)
+            self._offset += len(line)
 
     def time(self, row: Row) -> None:
         """Adds a row of timings."""
-        self._append(self._timing, row)
+        if self._timing is not None:
+            self._append(self._timing, _line(row))
 
-    def offset(self) -> int:
-        """How many bytes of metrics there are, all of them on the disk."""
-        if self._metrics is None:
-            return 0
-        try:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
-        except OSError as error:
-            raise StorageError(f"'{self._metrics.name}' could not be written ({error.strerror}).") from error
-        return self._metrics.tell()
+    def mark(self) -> Mark:
+        """Where the metrics are now. They are on the disk for good only after `sync`."""
+        return Mark(self._offset, self._content.hexdigest())
+
+    def sync(self) -> None:
+        """Returns when the disk has every row of metrics: before a checkpoint that counts on them may be believed."""
+        if self._metrics is not None:
+            try:
+                disk.sync(self._metrics)
+            except OSError as error:
+                raise StorageError(f"'{self._path}' could not be written ({error.strerror}).") from error
 
     def close(self) -> None:
-        for file in (self._metrics, self._timing):
-            if file is not None:
-                file.close()
+        for descriptor in (self._metrics, self._timing):
+            if descriptor is not None:
+                disk.close(descriptor)
+        self._metrics = self._timing = None
 
-    def _append(self, file: BinaryIO | None, row: Row) -> None:
-        if file is None:
-            return
+    def _append(self, descriptor: int, line: bytes) -> None:
         try:
-            file.write((json.dumps(_plain(row), allow_nan=False) + "\n").encode())
-            file.flush()
+            disk.write_all(descriptor, line)
         except OSError as error:
-            raise StorageError(f"'{file.name}' could not be written ({error.strerror}).") from error
+            raise StorageError(
+                f"a row of '{self._path.parent}' could not be written ({error.strerror}). The checkpoints are as they "
+                "were: make room and type gradstep resume."
+            ) from error
+
+
+def _before(metrics: Path, since: Mark, whole: bool) -> bytes:
+    try:
+        content = metrics.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    known = content[: since.offset]
+    if len(known) < since.offset:
+        what = f"{len(content)} bytes, and the checkpoint was made when there were {since.offset}"
+    elif hashlib.sha256(known).hexdigest() != since.sha256:
+        what = f"its first {since.offset} bytes are not those that were there when the checkpoint was made"
+    else:
+        return content[: content.rfind(b"\n") + 1] if whole else known
+    raise CheckpointError(
+        f"{metrics}: {what}. The record was damaged since. Restore it from a copy, or start a new run."
+    )
+
+
+def _line(row: Row) -> bytes:
+    return (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
 
 
 def _values(row: Row) -> Row:

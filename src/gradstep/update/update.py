@@ -83,6 +83,7 @@ class Update:
         self.unpack = unpack or pair
         self.micro_batch, self.method, self.stat_group, self.dropout = micro_batch, method, stat_group, dropout
         self.batches = 0  # how many were taken: the step of the next, where none is given
+        self.refuses_non_finite = True  # in micro-batches; False for who looks at the gradient himself
         self._keyed = KeyedDropout(model, seed) if dropout == "keyed" else None
         self._norm = NormGroups(model, stat_group) if stat_group else None
         self._modules = list(model.modules())
@@ -243,7 +244,8 @@ class Update:
             with Gradients(self._roots()) as gradients:
                 batch.fold = gradients.fold
                 outcome = way.take(batch)
-                _hold_finite(outcome, gradients, scale)
+                if self.refuses_non_finite:
+                    _hold_finite(outcome, gradients, scale)
                 if buffers is not None:
                     buffers.commit()
         except BaseException:

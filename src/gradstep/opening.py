@@ -1,0 +1,77 @@
+"""What a run has before its first step: what keeps it, and its records, new or gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gradstep import facts
+from gradstep.data import Feed
+from gradstep.keeper import Keeper, Progress
+from gradstep.meaning import meaning
+from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
+from gradstep.rundir import RunDir
+from gradstep.setup import Training
+from gradstep.update import Sharing
+from gradstep.watching import Watching
+
+
+def place_of(
+    out: str | Path | None, name: str | None, otherwise: str, resume: bool | str | Path
+) -> tuple[RunDir | None, bool, int | None]:
+    """`(the run's folder, whether it is an earlier run's, the step of the checkpoint that was named)`."""
+    named = RunDir.at_checkpoint(resume)
+    if named is not None:
+        return named[0], True, named[1]
+    return *RunDir.choose(out, name, otherwise, resume), None
+
+
+def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> Keeper:
+    """What keeps the run, with all that its checkpoints say beside the state; without a place nobody asks for that."""
+    if place is None:
+        return Keeper(None, watching.policy, training.clock, {}, {}, {})
+    clock = training.clock
+    source, valid = (
+        feed.source if isinstance(feed, Feed) else None for feed in (training.feed, watching.others.get("valid"))
+    )
+    about = facts.about_data(source)  # hashes what it holds
+    own = meaning(training, about, valid, watching.record(clock))
+    update, metrics = training.update, watching.metrics.metrics.values()
+    code = facts.code([training.state.model, training.state.criterion, update.forward, update.unpack, *metrics])
+    return Keeper(place, watching.policy, clock, about, own, facts.environment() | {"code": code})
+
+
+def open_records(
+    training: Training,
+    watching: Watching,
+    place: RunDir | None,
+    progress: Progress | None,
+    whole: bool,
+    console: Console,
+    watch: Stopwatch,
+    listeners: tuple[Callable[..., Any], ...],
+) -> Recorder:
+    """The records, as they were at `progress`; `whole` leaves what stands behind it, of a run that is at its end."""
+    clock = training.clock
+    since = progress.mark if progress else None
+    journal = Journal(place.metrics, place.timing, since, whole) if place else Journal()
+    every = clock.steps(watching.evaluate_every)
+
+    def evaluations_left(step: int) -> int:
+        evaluated = {"valid", "train_clean"} & set(watching.others)
+        return -(-clock.total // every) - step // every if evaluated else 0
+
+    recorder = Recorder(
+        clock,
+        Ledger(Sharing(training.state.criterion), clock.steps(watching.log_every), clock.steps_per_epoch),
+        watching.metrics.fresh(training.device) if watching.metrics.metrics else None,
+        journal,
+        console,
+        watch,
+        evaluations_left=evaluations_left,
+        listeners=listeners,
+    )
+    if progress is not None:
+        recorder.go_on(progress.tensors, progress.numbers, training.device)
+    return recorder

@@ -1,0 +1,121 @@
+"""A run killed at any instant and gone on with any number of times: not a bit is another than in a run that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradstep import Request, disk
+from tests.killing import SCENARIOS, Counting, dying_at, in_a_child, train, what_is_left
+
+KILLS = 500  # in all
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a scenario leaves that runs through, and the seconds that it takes."""
+    known: dict[str, tuple[dict[str, str], float]] = {}
+
+    def look(scenario: str) -> tuple[dict[str, str], float]:
+        if scenario not in known:
+            out = tmp_path_factory.mktemp("whole")
+            train(scenario, tmp_path_factory.mktemp("warm"))
+            began = time.perf_counter()
+            train(scenario, out)  # in this process, which is warm from here on
+            known[scenario] = what_is_left(out / "0001-run"), time.perf_counter() - began
+        return known[scenario]
+
+    return look
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_at_random_and_resumed_is_as_never_killed(tmp_path: Path, never_killed: Any, scenario: str) -> None:
+    """Child after child is killed, until one comes to its end; then the next run, until there were enough kills."""
+    expected, seconds = never_killed(scenario)
+    draw, kills, runs = random.Random(scenario), 0, 0
+    while kills < KILLS // len(SCENARIOS):
+        out, here = tmp_path / str(runs), 0
+        # Soon enough that a run dies several times, and late enough that it comes on: later and later.
+        while in_a_child(lambda: train(scenario, out), draw.uniform(0, seconds * (0.5 + 0.05 * here))):  # noqa: B023
+            here += 1
+        kills, runs = kills + here, runs + 1
+        left = what_is_left(out / "0001-run")
+        assert {name: value for name, value in left.items() if expected[name] != value} == {}, f"after {here} kills"
+        assert left.keys() == expected.keys()
+
+
+class PauseAt:
+    """Ends a process after a step, in good order."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, state: Any, outcome: Any) -> Request | None:
+        return Request.PAUSE if state.step == self.step else None
+
+
+def operations(work: Any) -> int:
+    """How many operations on files `work` takes, in a child that tells by a pipe."""
+    reader, writer = os.pipe()
+
+    def counted() -> None:
+        counting = Counting()
+        disk.os = counting  # type: ignore[assignment]
+        work()
+        os.write(writer, str(counting.count).encode())
+
+    assert in_a_child(counted) == 0
+    count = int(os.read(reader, 20))
+    os.close(reader)
+    os.close(writer)
+    return count
+
+
+SHORT: dict[str, Any] = {"epochs": 2, "checkpoint": {"every": "2 steps", "keep": 1}, "evaluate_every": "2 steps"}
+SHORT_SCENARIOS = ["momentum, dropout, augmentation", "Adam, average, cosine"]
+
+
+def pieces(total: int, pieces: int = 4) -> Iterator[range]:
+    size = -(-total // pieces)
+    yield from (range(start, min(start + size, total + 1)) for start in range(1, total + 1, size))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_killed_at_every_operation_of_the_first_three_saves(tmp_path: Path, part: int) -> None:
+    """Those of steps 0, 2 and 4: all that is written, pruned and removed until then, each operation once."""
+    scenario = SHORT_SCENARIOS[part % 2]
+    train(scenario, tmp_path / "whole", **SHORT)
+    expected = what_is_left(tmp_path / "whole" / "0001-run")
+    total = operations(lambda: train(scenario, tmp_path / "counted", (PauseAt(4),), **SHORT))
+    assert total > 100
+    for number in list(pieces(total))[part]:
+        out = tmp_path / str(number)
+        assert in_a_child(dying_at(number, lambda: train(scenario, out, (PauseAt(4),), **SHORT)))  # noqa: B023
+        assert in_a_child(lambda: train(scenario, out, **SHORT)) == 0  # noqa: B023
+        assert what_is_left(out / "0001-run") == expected, f"killed at operation {number} of {total}"
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_killed_at_every_operation_of_a_resume(tmp_path: Path, part: int) -> None:
+    scenario = SHORT_SCENARIOS[part]
+    train(scenario, tmp_path / "whole", **SHORT)
+    expected = what_is_left(tmp_path / "whole" / "0001-run")
+
+    def cut(out: Path) -> Path:
+        """A run that was killed behind its checkpoint: rows to cut off, half a checkpoint to sweep."""
+        assert in_a_child(dying_at(150, lambda: train(scenario, out, **SHORT)))
+        return out
+
+    counted = cut(tmp_path / "counted")
+    total = operations(lambda: train(scenario, counted, (PauseAt(4),), **SHORT))
+    for number in range(1 + part, total + 1, 2):
+        out = cut(tmp_path / str(number))
+        in_a_child(dying_at(number, lambda: train(scenario, out, (PauseAt(4),), **SHORT)))  # noqa: B023
+        assert in_a_child(lambda: train(scenario, out, **SHORT)) == 0  # noqa: B023
+        assert what_is_left(out / "0001-run") == expected, f"killed at operation {number} of {total}"

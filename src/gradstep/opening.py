@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradstep import facts
+from gradstep import disk, facts
 from gradstep.data import Feed
-from gradstep.keeper import Keeper, Progress
+from gradstep.keeper import Keeper, Policy, Progress
 from gradstep.meaning import meaning
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.rundir import RunDir
@@ -25,6 +25,16 @@ def place_of(
     if named is not None:
         return named[0], True, named[1]
     return *RunDir.choose(out, name, otherwise, resume), None
+
+
+def room(place: RunDir, training: Training, policy: Policy) -> list[tuple[str, str]]:
+    """A note where the disk may not hold what will be kept; each save looks for itself."""
+    model = sum(value.nbytes for value in training.state.tensors()["model"].values())
+    needed = (policy.keep + 2) * 3 * model  # the best and the one being written; Adam keeps two numbers for each weight
+    free = disk.free(place.path)
+    if free > needed:
+        return []
+    return [("note", f"the disk has {free / 1e6:,.0f} MB free, and the checkpoints may need {needed / 1e6:,.0f} MB")]
 
 
 def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> Keeper:

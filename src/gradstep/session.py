@@ -23,7 +23,7 @@ from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
 from gradstep.keeper import Progress
 from gradstep.keys import kept_streams
-from gradstep.opening import keeper_of, open_records, place_of
+from gradstep.opening import keeper_of, open_records, place_of, room
 from gradstep.record import Console, Stopwatch
 from gradstep.run import Run
 from gradstep.rundir import RunDir
@@ -58,13 +58,16 @@ class Session:
         self._done = self._improved = self._improved_since_line = False
         self._wants_pause: str | None = None
         self._save_asked = False
-        self._rest: Progress | None = None  # where this step's end began, while it may still be cut short
+        self._ending = False  # whether the end of a step is being made, which a signal may cut short
+        self._rest: Progress | None = None  # where it began, for who has a place to come back to
         self._cut = False  # whether something of the end of a step or of the run is left to do
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Inside, the run has its folder, its records are open, the model trains and the signals are heard."""
         lines = self.watching.facts(self.training)  # made before there is a folder, should anything in them fail
+        if self._out is not None or self._resume:
+            self.watching.refuse_unsaved()
         otherwise = type(self.state.model).__name__.lower()
         place, resumed, at = place_of(self._out, self._name, otherwise, self._resume)
         held = place.held() if place else None
@@ -90,7 +93,7 @@ class Session:
                 training.follow(json.loads(place.plan.read_text()))
             progress, found, notes = self._keeper.restore(self.state, self._allow, at)
             lines += [("note", note) for note in notes] + [("changed", line) for line in changes.lines(found)]
-        lines += [("run", str(place.path))] if place else []
+        lines += [("run", str(place.path)), *room(place, self.training, self.watching.policy)] if place else []
         lines += [("resumed", where(self.state.step, self.clock))] if resumed else []
         self._console.facts(lines)
         self._console.line()
@@ -174,7 +177,7 @@ class Session:
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The batches; a signal cuts the wait for one short, since between two steps nothing is half done."""
         while True:
-            self._rest = None  # the step before this wait is done as a whole
+            self._ending, self._rest = False, None  # the step before this wait is done as a whole
             with self._interruption.cuts():
                 try:
                     batch = next(batches)
@@ -195,12 +198,14 @@ class Session:
 
     def note(self, outcome: Outcome | None) -> None:
         """A step was done. Waits for the device only when it is time to show something."""
-        self._rest, self._improved = None, False
+        self._ending, self._improved = False, False
         if outcome is None:
             return
         self._recorder.step(outcome, self.state.samples, self._rates)
         self._events.tell("on_train_batch_end", self.state, outcome)
         self._done = self.state.step >= self.clock.total
+        if self.state.step == 1:
+            self.state.tensors()  # an optimizer shows what it keeps in its first step: refused now, not in a save
         self._tell_saved(self._keeper.saver.finished())  # raises what went wrong with it
         if self._interruption.heard is not None:
             self._wants_pause = signal.Signals(self._interruption.heard).name
@@ -314,8 +319,10 @@ class Session:
 
     def _remember(self) -> None:
         """Before the end of a step begins to change anything: a signal in its evaluation takes us back to here."""
-        if self._rest is None:
-            self._rest = self._progress(rest=True)
+        if not self._ending:
+            self._ending = True
+            self._recorder.read(self.state.step)
+            self._rest = self._progress(rest=True) if self._place is not None else None
 
     def _write(self, progress: Progress) -> None:
         with self._recorder.stopwatch.away():
@@ -330,9 +337,9 @@ class Session:
         heard = self._interruption.heard
         assert heard is not None
         self._wants_pause = signal.Signals(heard).name
-        if self._rest is not None:
+        if self._ending:
             self._cut = True
-            if self._place is not None:
+            if self._rest is not None:
                 self._write(self._rest)
         elif self._place is not None and self._keeper.newest == self.state.step:
             self._keeper.back(self.state)  # a step may have been half done

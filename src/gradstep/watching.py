@@ -13,7 +13,9 @@ from gradstep import facts
 from gradstep import metrics as metrics_room
 from gradstep.check import last_batch_of_one, look
 from gradstep.clock import Clock, Duration
+from gradstep.counted import counts
 from gradstep.data import Feed, OwnOrder
+from gradstep.encoding import put
 from gradstep.errors import RecipeError
 from gradstep.evaluation import evaluation_feed, measure
 from gradstep.hooks import Events
@@ -88,6 +90,11 @@ class Watching:
             policy=Policy.parse(checkpoint),
             events=Events.of(hooks),
         )
+
+    def refuse_unsaved(self) -> None:
+        """ModelError for a metric whose counts can't be saved in mid-epoch, before there is a run."""
+        for name, metric in self.metrics.metrics.items():
+            put(name, counts(metric), {}, keeper="the metric")
 
     def record(self, clock: Clock) -> dict[str, Any]:
         """What makes metrics.jsonl what it is, beside the training itself: a resume must find it as it was."""

@@ -48,6 +48,11 @@ class Interruption:
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
+    @property
+    def name(self) -> str | None:
+        """What was heard, as `SIGTERM`; None if nothing was."""
+        return None if self.heard is None else signal.Signals(self.heard).name
+
     def cuts(self) -> Cuts:
         """A context in which a signal that ends the run raises `Interrupted` at once, and one heard before on entering.
 

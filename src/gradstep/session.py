@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import chain
@@ -16,7 +15,6 @@ from typing import Any
 
 from gradstep import changes, checkpoint, disk, failure, retention
 from gradstep.closing import closing_lines, run_of, shown, where
-from gradstep.data import Feed
 from gradstep.data.workers import lost
 from gradstep.errors import DivergedError, RecipeError, StorageError
 from gradstep.hooks import About, Request
@@ -68,8 +66,7 @@ class Session:
         lines = self.watching.facts(self.training)  # made before there is a folder, should anything in them fail
         if self._out is not None or self._resume:
             self.watching.refuse_unsaved()
-        otherwise = type(self.state.model).__name__.lower()
-        place, resumed, at = place_of(self._out, self._name, otherwise, self._resume)
+        place, resumed, at = place_of(self._out, self._name, type(self.state.model).__name__.lower(), self._resume)
         held = place.held() if place else None
         try:
             with self._started(place, resumed, lines, at):
@@ -130,12 +127,11 @@ class Session:
         if place is not None and not place.environment.exists():
             disk.replace(place.environment, checkpoint.to_json(self._keeper.environment))
             disk.replace(place.plan, checkpoint.to_json(self.training.plan.document()))
-        samples = self.training.feed.samples if isinstance(self.training.feed, Feed) else None
-        self._events.tell(
-            "on_train_start", self.state, About(place.path if place else None, self.clock, self._watch, samples)
-        )
+        samples: int | None = getattr(self.training.feed, "samples", None)
+        about = About(place.path if place else None, self.clock, self._watch, samples)
+        self._events.tell("on_train_start", self.state, about)
         for change in found:
-            if change.breaks:  # the record says from where on it is another run's
+            if change.breaks and not self.finished_before:  # the record says from where on it is another run's
                 self._recorder.changed(step, change.what, change.then, change.now)
         begun = any(row["kind"] == "start" and row["step"] == step for row in journal.rows)
         if self.clock.batch(step) == 0 and not begun and not self._cut and not self.finished_before:
@@ -167,8 +163,8 @@ class Session:
         except StorageError:
             raise
         except Exception as error:
-            training = self.training
-            plain = lost(error) or failure.out_of_memory(error, training.feed, training.update.micro_batch)
+            feed, micro_batch = self.training.feed, self.training.update.micro_batch
+            plain = lost(error) or failure.out_of_memory(error, feed, micro_batch)
             self._note_failure(plain or error, self.state.step)
             if plain is not None:
                 raise plain from error
@@ -207,8 +203,7 @@ class Session:
         if self.state.step == 1:
             self.state.tensors()  # an optimizer shows what it keeps in its first step: refused now, not in a save
         self._tell_saved(self._keeper.saver.finished())  # raises what went wrong with it
-        if self._interruption.heard is not None:
-            self._wants_pause = signal.Signals(self._interruption.heard).name
+        self._wants_pause = self._interruption.name or self._wants_pause
         if self._interruption.save_asked:
             self._interruption.save_asked, self._save_asked = False, True
         if self._events.requested:
@@ -334,9 +329,7 @@ class Session:
 
     def _cut_short(self) -> None:
         """A signal came while nothing of the state was changing, or in a step that a checkpoint lies before."""
-        heard = self._interruption.heard
-        assert heard is not None
-        self._wants_pause = signal.Signals(heard).name
+        self._wants_pause = self._interruption.name
         if self._ending:
             self._cut = True
             if self._rest is not None:
@@ -360,8 +353,7 @@ class Session:
             with self.run().chosen(), self._interruption.cuts():
                 values = self.watching.score(self.training, "test", self.state.model)
         except Interrupted:  # everything is saved but the test, which a resume makes
-            assert self._interruption.heard is not None
-            self._wants_pause, self._cut = signal.Signals(self._interruption.heard).name, True
+            self._wants_pause, self._cut = self._interruption.name, True
             return
         self._recorder.measured("test", self.state.step, values)
         self._console.line("test      " + "  ".join(shown(values)))
@@ -403,5 +395,5 @@ class Session:
 
     def run(self) -> Run:
         """What `fit` returns."""
-        place, keeper = self._place, self._keeper
-        return run_of(self.training, self.watching, place, self._recorder.journal.rows, self._paused, keeper)
+        rows = self._recorder.journal.rows
+        return run_of(self.training, self.watching, self._place, rows, self._paused, self._keeper)

@@ -12,6 +12,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 
 from gradstep.data.feed import Feed
 from gradstep.data.sources import Items
-from gradstep.interrupt import Interrupted, Interruption
+from gradstep.interrupt import Cuts, Interrupted, Interruption
 
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -109,6 +110,34 @@ def test_whenever_it_comes_it_is_raised_inside_and_only_there(depth) -> None:
             sender.join()
     assert signal.SIGINT in came  # some came while working ...
     assert came.count(signal.SIGINT) < 100  # ... and some while waiting
+
+
+@pytest.mark.parametrize("line", [1, 2, 3, 4])
+def test_no_wait_begins_after_a_signal_at_whichever_line_it_comes(line) -> None:
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: object):
+        nonlocal lines
+        if frame.f_code not in (Cuts.__enter__.__code__, Cuts.__exit__.__code__):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == line:
+                os.kill(os.getpid(), signal.SIGINT)
+        return trace
+
+    with Interruption(quiet=True) as interruption:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            for _ in range(2):
+                with interruption.cuts():
+                    assert interruption.heard is None
+        except Interrupted:
+            assert interruption.heard == signal.SIGINT
+        finally:
+            sys.settrace(before)
+        assert lines >= line
 
 
 def test_leaving_while_raising_leaves() -> None:

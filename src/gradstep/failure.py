@@ -19,6 +19,7 @@ import torch
 from gradstep import checkpoint, disk
 from gradstep.clock import Clock
 from gradstep.data import Feed, original
+from gradstep.data.workers import lost
 from gradstep.errors import DivergedError, GradstepError, OutOfMemoryError, user_frames
 from gradstep.rundir import RunDir
 
@@ -54,8 +55,12 @@ def note(place: RunDir, step: int, clock: Clock, feed: Any, error: BaseException
     return f"{what}; its {'details' if samples is None else 'samples'}{before} are in {place.failure}"
 
 
-def out_of_memory(error: BaseException, feed: Any, micro_batch: int | None) -> OutOfMemoryError | None:
-    """What to say of an error that says that memory is full, on the device or here; None for any other."""
+def plainly(error: BaseException, feed: Any, micro_batch: int | None) -> GradstepError | None:
+    """What an error of torch's means, where it says that a worker was lost or memory is full; None for any other."""
+    return lost(error) or _out_of_memory(error, feed, micro_batch)
+
+
+def _out_of_memory(error: BaseException, feed: Any, micro_batch: int | None) -> OutOfMemoryError | None:
     full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
     if not full:
         return None

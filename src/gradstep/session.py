@@ -15,8 +15,7 @@ from typing import Any
 
 from gradstep import changes, checkpoint, disk, failure, retention
 from gradstep.closing import closing_lines, run_of, shown, where
-from gradstep.data.workers import lost
-from gradstep.errors import DivergedError, RecipeError, StorageError
+from gradstep.errors import DivergedError, ProcessLostError, RecipeError, StorageError
 from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
 from gradstep.keeper import Progress
@@ -163,10 +162,11 @@ class Session:
         except StorageError:
             raise
         except Exception as error:
-            feed, micro_batch = self.training.feed, self.training.update.micro_batch
-            plain = lost(error) or failure.out_of_memory(error, feed, micro_batch)
+            plain = failure.plainly(error, self.training.feed, self.training.update.micro_batch)
+            if isinstance(plain, ProcessLostError) and self._interruption.heard is not None:
+                return self._cut_short()  # a signal to all of the group; it came up in a wait, nothing is half done
             self._note_failure(plain or error, self.state.step)
-            if plain is not None:
+            if plain is not None and plain is not error:
                 raise plain from error
             raise
 

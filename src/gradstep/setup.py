@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from gradstep.clock import Clock
 from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt, augmentations
+from gradstep.data.workers import shared_memory_note
 from gradstep.errors import GradstepError, ModelError, RecipeError, UserCodeError, raised_at
 from gradstep.evaluation import choose_device
 from gradstep.finite import Guard, OnNonfinite
@@ -283,6 +284,8 @@ def _feed(
         device=device,
         augment=augmentations(given.source),
     )
+    if (small := shared_memory_note(feed.source, size, feed.workers)) is not None:
+        notes.append(small)
     return feed, notes
 
 

@@ -46,12 +46,12 @@ def train(
         raise RecipeError(f"--interrupt-at: {interrupt_at} is not before the end; the run has {recipe.epochs} epochs.")
     from gradstep.building import Documents, build
     from gradstep.hooks import InterruptAt
+    from gradstep.record import Console
 
     built = build(recipe)
-    if not recipe.quiet:
-        for label, lines in (("chosen", chosen), ("note", built.notes)):
-            print("".join(f"{label:<10}{line}\n" for line in lines), end="")
-        print("\n".join(f"{'recipe' if not n else '':<10}{line}" for n, line in enumerate(_lines(built.recipe))))
+    console = Console(recipe.quiet)  # whose reader may be gone
+    console.facts([("chosen", line) for line in chosen] + [("note", note) for note in built.notes])
+    console.facts(("recipe" if not n else "", line) for n, line in enumerate(_lines(built.recipe)))
     if dry_run:
         _rehearse(built.arguments)
         return
@@ -64,10 +64,10 @@ def train(
 def run_recipe(recipe: Recipe, arguments: dict[str, Any], hooks: list[Any], **where: Any) -> None:
     """Trains, says what to do next, and leaves with the code that belongs to how it ended."""
     from gradstep.loop import fit
+    from gradstep.record import Console
 
     run = fit(**{**arguments, "hooks": [*hooks, *arguments["hooks"]]}, **where)
-    if not recipe.quiet:
-        _say_next(run, recipe)
+    Console(recipe.quiet).facts(_next(run, recipe))
     if run.paused is not None:
         raise typer.Exit(_EXIT_CODES[run.paused])
 
@@ -109,13 +109,13 @@ def _of_data(what: str, settings: list[str]) -> tuple[str, dict[str, Any]]:
     return what, given
 
 
-def _say_next(run: Run, recipe: Recipe) -> None:
+def _next(run: Run, recipe: Recipe) -> list[tuple[str, str]]:
+    """What to type next."""
     if run.paused is not None:
-        print(f"next      gradstep resume {run.path}")
-        return
-    print(f"next      gradstep evaluate {run.path}")
+        return [("next", f"gradstep resume {run.path}")]
     part = next((name for name in ("valid", "test") if getattr(recipe.data, name) is not None), "train")
-    print(f"          gradstep predict {run.path} {part} --to predictions.csv")
+    evaluate, predict = f"gradstep evaluate {run.path}", f"gradstep predict {run.path} {part} --to predictions.csv"
+    return [("next", evaluate), ("", predict)]
 
 
 def _lines(recipe: Recipe) -> list[str]:

@@ -78,3 +78,15 @@ def test_the_schedule_that_the_page_prints_is_what_the_command_prints() -> None:
     built = gradstep.build(gradstep.Recipe.parse(gradstep.recipe.find("digits")[1]))
     printed = timetable(assembled(built.arguments))
     assert [line for line in block.splitlines() if line.strip() != "..." and line not in printed] == []
+
+
+def test_each_of_the_ways_to_fail_is_held_by_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "FAILURES.md").read_text()
+    rows = dict(re.findall(r"^\| (\d+) \| [^|]+ \| (.+) \|$", page, flags=re.MULTILINE))
+    assert list(rows) == [str(number) for number in range(1, 73)]
+    for number, held in rows.items():
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", held)
+        assert named or re.search(r"\b(as|case) \d+|not there yet|ENOSPC from", held), f"case {number} names no test"
+        for file, test in named:
+            assert not test or re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), (number, test)
+            assert (ROOT / file).exists(), (number, file)

@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, arguments: dict[str, Any], hooks: list[Any], **wh
     run = fit(**{**arguments, "hooks": [*hooks, *arguments["hooks"]]}, **where)
     Console(recipe.quiet).facts(_next(run, recipe))
     if run.paused is not None:
-        raise typer.Exit(_EXIT_CODES[run.paused])
+        raise typer.Exit(_EXIT_CODES.get(run.paused, 3))  # a hook of the user's pauses as --interrupt-at does
 
 
 def find_recipe(what: str, settings: list[str]) -> tuple[str, dict[str, Any], list[str]]:

@@ -126,8 +126,6 @@ class Ledger:
                 self._interval.add(loss)
             if spoiled:
                 raise DivergedError(_diverged(f"a gradient of step {entry.step} is no finite number"), entry.step)
-            if spoiled:
-                raise DivergedError(_diverged(f"a gradient of step {entry.step} is no finite number"), entry.step)
             for name, (value, weight) in shares.items():
                 if weight:  # a batch in which every target is ignored has 0/0 for its loss, and nothing to say
                     self._sums[name] = self._sums.get(name, 0.0) + value * weight

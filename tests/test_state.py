@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn, optim
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import gradstep
 from gradstep import checkpoint
@@ -505,6 +507,31 @@ def test_what_is_no_number_is_found_by_file_and_name(dtype: torch.dtype, bad: fl
         "optimizer": {"w/step": spoiled, "e": values[:0]},
     }
     assert non_finite(files) == ["optimizer/w/step"]
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest memory that something made inside lies in, but for a tensor's own."""
+
+    def __init__(self, own: Tensor) -> None:
+        super().__init__()
+        self.own, self.bytes = own.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        storages = [each.untyped_storage() for each in tree_leaves(made) if isinstance(each, Tensor)]
+        self.bytes = max([self.bytes, *(each.nbytes() for each in storages if each.data_ptr() != self.own)])
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("at", [0, 511, 999, None])
+def test_looking_for_what_is_no_number_takes_no_memory_of_its_size(dtype: torch.dtype, at: int | None) -> None:
+    values = torch.randn(1000, dtype=dtype)
+    if at is not None:
+        values[at] = float("nan")
+    with Largest(values) as largest:
+        assert non_finite({"model": {"w": values}}) == (["model/w"] if at is not None else [])
+    assert 0 < largest.bytes <= 8  # one number
 
 
 def test_a_state_that_lacks_something_is_refused_by_its_name() -> None:

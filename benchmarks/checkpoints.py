@@ -43,8 +43,8 @@ from gradstep.session import Session
 from gradstep.state import TrainState
 
 RECORD = Path(__file__).parent / "records" / "checkpoints.json"
-STEPS, EVERY, PAIRS = 200, 20, 16  # the last checkpoint comes after the clock is stopped
-LARGE, LAYERS, ROUNDS = 2_500, 8, 6  # eight layers of 2,500 by 2,500
+STEPS, EVERY, PAIRS = 200, 20, 10  # the last checkpoint comes after the clock is stopped
+LARGE, LAYERS, ROUNDS = 2_500, 8, 4  # eight layers of 2,500 by 2,500
 
 
 def middle(values: Sequence[float]) -> dict[str, Any]:
@@ -67,8 +67,9 @@ class Watch:
 
 
 def train_mnist(every: str, out: str) -> Watch:
-    """An epoch of 200 steps of the recipe."""
-    settings = [f"data.limit={64 * STEPS}", "epochs=1", f"checkpoint.every={every}", "quiet=true"]
+    """An epoch of 200 steps of the recipe, with little behind its end, where the clock is stopped already."""
+    shorter = [f"data.limit={64 * STEPS}", "data.valid=0.01", "data.test=null", "epochs=1"]
+    settings = [*shorter, f"checkpoint.every={every}", "quiet=true"]
     arguments = build(Recipe.parse(override(find("mnist")[1], settings))).arguments
     watch = Watch()
     gradstep.fit(**{**arguments, "hooks": [watch]}, out=out, name="pause")

@@ -26,10 +26,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (200, 2_000, 20_000)
-ROUNDS = 4
+ROUNDS = 3
 ROWS = 20_000
 SETTINGS = [
-    *("data.limit=800", "data.transforms=[float]", "batch_size=8", "steps=20001", "quiet=true"),
+    *("data.limit=800", "data.transforms=[float]", "batch_size=8", "epochs=201", "quiet=true"),
     *("model={class: gradstep.models:MLP, inputs: 784, hidden: 16}", "schedule.warmup=200 steps"),
     *("evaluate_every=20 epochs", "checkpoint.every=200 steps"),
 ]

@@ -53,12 +53,19 @@ class Guard:
 
     rule: OnNonfinite
     _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _holders: list[nn.Module] | None = None  # found once: a walk through a large model takes longer than the copies
 
     def before(self, state: TrainState) -> None:
-        """Notes what a forward may spoil, where a step may have to be as if it had not been."""
-        if self.rule.policy != "stop":
-            modules = [m for m in (state.model, state.criterion) if isinstance(m, nn.Module)]
-            self._buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+        """Notes what a forward may spoil: a step that is not made is to be as if it had not been.
+
+        Where `lets` does not wait for the device, `stop` comes too late for that.
+        """
+        if self._holders is None:
+            roots = [root for root in (state.model, state.criterion) if isinstance(root, nn.Module)]
+            self._holders = [module for root in roots for module in root.modules() if module._buffers]
+        held = (buffer for module in self._holders for buffer in module.buffers(recurse=False))
+        waits = self.rule.policy != "stop"
+        self._buffers = [(buffer, buffer.clone()) for buffer in held if waits or buffer.device.type == "cpu"]
 
     def lets(self, state: TrainState, outcome: Outcome) -> bool:
         """Whether the update may be made. Raises DivergedError where the run can't go on from here.
@@ -78,13 +85,13 @@ class Guard:
         fine = math.isfinite(loss) or not says_something(state.criterion, outcome)
         if fine and gradient and not known:
             return True
+        with torch.no_grad():
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
         if self.rule.policy == "stop" or (self.rule.policy == "rewind" and not known):
             raise DivergedError(_diverged(step, None if fine else loss), step)
         self.leave_out(state, state.step)
         outcome.left_out = True
-        with torch.no_grad():
-            for buffer, before in self._buffers:
-                buffer.copy_(before)
         return False
 
     def leave_out(self, state: TrainState, at: int) -> None:
@@ -95,7 +102,8 @@ class Guard:
             raise DivergedError(
                 f"step {at + 1} is the {len(state.left_out)}th whose loss or gradient is no finite number, and "
                 f"on_nonfinite leaves out {self.rule.most} at most. Try a smaller learning rate (optimizer.lr), or "
-                "look at the data."
+                "look at the data.",
+                at + 1,
             )
 
 
@@ -117,16 +125,18 @@ def spoiled(gradients: Iterable[Tensor | None]) -> Tensor:
     """Above 0 if any number among the gradients is not finite: a tensor on their device, for which nobody waits.
 
     The kernel is the one that torch's GradScaler looks for overflows by. It multiplies by 1 as it looks, so every
-    gradient stays as it is, bit for bit.
+    gradient stays as it is, bit for bit. Where it can't write it is not used: complex numbers, and elements that
+    share their memory.
     """
     dense = [g._values() if g.is_sparse else g for g in gradients if g is not None]
-    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    by_kind: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
     for gradient in dense:
-        by_kind.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+        read_only = gradient.is_complex() or 0 in gradient.stride()
+        by_kind.setdefault((gradient.device, gradient.dtype, read_only), []).append(gradient)
     found = []
-    for (device, dtype), some in by_kind.items():
+    for (device, _, read_only), some in by_kind.items():
         flag = torch.zeros((), device=device)
-        if dtype.is_complex:
+        if read_only:
             flag = torch.stack([~each.isfinite().all() for each in some]).any().float()
         else:
             torch._amp_foreach_non_finite_check_and_unscale_(some, flag, torch.ones((), device=device))

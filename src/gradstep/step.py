@@ -45,6 +45,8 @@ def closure_step(
     def closure() -> Tensor:
         seed_model(device, key(state.seed, "model", index=state.step))
         state.optimizer.zero_grad()
+        if not outcomes:
+            guard.before(state)
         outcomes.append(update.backward(inputs, targets, step=state.step + 1))
         if len(outcomes) == 1:
             guard.lets(state, outcomes[0])

@@ -73,13 +73,16 @@ class CheckpointError(GradstepError):
 
 
 class DivergedError(GradstepError):
-    """`step` is the step that can't be made, counted from 1, where it is known."""
+    """`step` is the step that can't be made, counted from 1, where it is known.
+
+    With `in_state` it was made, and the state after it can't be saved: which step spoilt that is not known.
+    """
 
     exit_code = 5
 
-    def __init__(self, message: str, step: int | None = None) -> None:
+    def __init__(self, message: str, step: int | None = None, *, in_state: bool = False) -> None:
         super().__init__(message)
-        self.step = step
+        self.step, self.in_state = step, in_state
 
 
 class OutOfMemoryError(GradstepError):

@@ -81,7 +81,7 @@ class Keeper:
     meaning: Mapping[str, Any]
     environment: Mapping[str, Any]
     saver: Saver = field(default_factory=Saver)
-    newest: int | None = None  # the step of the checkpoint that was read or begun last
+    newest: int | None = None  # the step of the checkpoint that was read last, or is there for good since
     best: Tensors = field(default_factory=dict)  # in memory, only where there is no place
     _resumed: int | None = None  # this one stays while the process lives: what came after it may be worse
     _odd: frozenset[str] = frozenset()  # what held infinities before the first step may go on to
@@ -112,12 +112,12 @@ class Keeper:
         if progress.tensors:
             tensors["metrics"] = progress.tensors
         folder, step = self.place.checkpoints, state.step
-        self.newest = step
 
         def write() -> Path:
             self._refuse_non_finite(step, tensors)
             # The log is on the disk before a checkpoint that counts on it; older ones go when the new one is there.
             path = checkpoint.write(folder, step, tensors, numbers, before_commit=journal.sync)
+            self.newest = step  # not before: one that was refused or failed is nothing to go back to
             self._prune(folder)
             return path
 
@@ -213,7 +213,9 @@ class Keeper:
             if name not in self._odd:
                 raise DivergedError(
                     f"after step {step}, '{name}' is no longer all numbers: the training has diverged and this "
-                    "state was not saved. Try a smaller learning rate (optimizer.lr)."
+                    "state was not saved. Try a smaller learning rate (optimizer.lr).",
+                    step,
+                    in_state=True,
                 )
 
     def _prune(self, folder: Path) -> None:

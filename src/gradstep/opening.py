@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradstep import disk, facts
+from gradstep import checkpoint, disk, facts
 from gradstep.data import Feed
 from gradstep.keeper import Keeper, Policy, Progress
 from gradstep.meaning import meaning
@@ -50,6 +50,14 @@ def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> K
     update, metrics = training.update, watching.metrics.metrics.values()
     code = facts.code([training.state.model, training.state.criterion, update.forward, update.unpack, *metrics])
     return Keeper(place, watching.policy, clock, about, own, facts.environment() | {"code": code})
+
+
+def leave_documents(keeper: Keeper, training: Training) -> None:
+    """environment.json and plan.json, of the process that the run began in."""
+    place = keeper.place
+    if place is not None and not place.environment.exists():
+        disk.replace(place.environment, checkpoint.to_json(keeper.environment))
+        disk.replace(place.plan, checkpoint.to_json(training.plan.document()))
 
 
 def open_records(

@@ -13,14 +13,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gradstep import changes, checkpoint, disk, failure, retention
+from gradstep import changes, failure, retention
 from gradstep.closing import closing_lines, run_of, shown, where
 from gradstep.errors import DivergedError, ProcessLostError, RecipeError, StorageError
 from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
 from gradstep.keeper import Progress
 from gradstep.keys import kept_streams
-from gradstep.opening import keeper_of, open_records, place_of, room
+from gradstep.opening import keeper_of, leave_documents, open_records, place_of, room
 from gradstep.record import Console, Stopwatch
 from gradstep.run import Run
 from gradstep.rundir import RunDir
@@ -116,16 +116,14 @@ class Session:
             self._recorder.journal.close()
 
     def _open_records(self, progress: Progress | None, whole: bool = False) -> None:
-        listeners = (self._tell_row,) if self._events.calls["on_row"] else ()
+        listeners = (lambda row: self._events.announce("on_row", row),) if self._events.calls["on_row"] else ()
         self._recorder = open_records(
             self.training, self.watching, self._place, progress, whole, self._console, self._watch, listeners
         )
 
     def _begin(self, resumed: bool, found: list[changes.Change]) -> None:
         place, step, journal = self._place, self.state.step, self._recorder.journal
-        if place is not None and not place.environment.exists():
-            disk.replace(place.environment, checkpoint.to_json(self._keeper.environment))
-            disk.replace(place.plan, checkpoint.to_json(self.training.plan.document()))
+        leave_documents(self._keeper, self.training)
         samples: int | None = getattr(self.training.feed, "samples", None)
         about = About(place.path if place else None, self.clock, self._watch, samples)
         self._events.tell("on_train_start", self.state, about)
@@ -154,11 +152,7 @@ class Session:
         except Interrupted:
             self._cut_short()
         except DivergedError as error:
-            if self.training.guard.rule.policy == "rewind" and error.step is not None:
-                self._rewind(error.step - 1)
-            else:
-                self._note_failure(error, self.state.step if error.step is None else error.step - 1)
-                raise
+            self._diverged(error)
         except StorageError:
             raise
         except Exception as error:
@@ -278,6 +272,8 @@ class Session:
         """The last act of a step: nothing of the state changes after it."""
         self._save_asked = False
         self._write(self._progress(rest=False))
+        if self.over:
+            self._settle()  # of the last one too, what goes wrong is heard where it is noted
 
     def finish(self) -> None:
         """The test, with the weights that were chosen; those weights where they can be found; the last lines.
@@ -330,6 +326,7 @@ class Session:
     def _cut_short(self) -> None:
         """A signal came while nothing of the state was changing, or in a step that a checkpoint lies before."""
         self._wants_pause = self._interruption.name
+        self._settle()  # then it is known whether this step is saved
         if self._ending:
             self._cut = True
             if self._rest is not None:
@@ -338,6 +335,15 @@ class Session:
             self._keeper.back(self.state)  # a step may have been half done
         elif self._place is not None:
             self.save()
+
+    def _diverged(self, error: DivergedError) -> None:
+        try:
+            if self.training.guard.rule.policy != "rewind" or error.step is None or error.in_state:
+                raise error
+            self._rewind(error.step - 1)  # may find that it is one too many, or that the last checkpoint failed
+        except DivergedError as last:
+            self._note_failure(last, self.state.step if last.step is None else last.step - 1)
+            raise
 
     def _rewind(self, at: int) -> None:
         """Back to the last checkpoint, from where the run comes by step number `at` again and leaves it out."""
@@ -361,15 +367,13 @@ class Session:
     def _note_failure(self, error: Exception, at: int) -> None:
         with suppress(Exception):  # the rows of the steps before it, as far as they can be had
             self._recorder.read(self.state.step)
+        self._keeper.saver.close()  # waits: then it is known which checkpoint is the last
         if self._place is not None:
             error.add_note(failure.note(self._place, at, self.clock, self.training.feed, error, self._keeper.newest))
 
     def _show_epoch(self) -> None:
         self._recorder.show_epoch(self._improved_since_line)
         self._improved_since_line = False
-
-    def _tell_row(self, row: dict[str, Any]) -> None:
-        self._events.announce("on_row", row)
 
     def _tell_saved(self, path: Path | None) -> None:
         if path is not None:

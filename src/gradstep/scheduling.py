@@ -65,6 +65,10 @@ class Scheduled:
         pairs = zip(self.functions, state.bases, strict=True)
         self._last = [{option: base[option] for option in own} for own, base in pairs]
 
+    def forget(self) -> None:
+        """The options are those of a checkpoint now: whatever they are, nobody changed them by hand."""
+        self._last = []
+
     def observe(self, value: float, higher: bool, metric: str | None) -> bool:
         """Tells the schedules that go by this metric what it is now; True if any acted."""
         names = {plateau.metric for plateau in self.plateaus}

@@ -348,6 +348,7 @@ class Session:
     def _rewind(self, at: int) -> None:
         """Back to the last checkpoint, from where the run comes by step number `at` again and leaves it out."""
         progress = self._keeper.back(self.state)
+        self.training.scheduled.forget()
         self.training.guard.leave_out(self.state, at)
         self._recorder.journal.close()
         self._open_records(progress)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from gradstep.check import look
+from gradstep.errors import RecipeError
 from gradstep.metrics import MetricSet
 from gradstep.optim.replacing import Replaced
 from gradstep.run import Run
@@ -77,6 +78,8 @@ def steps(
         unpack=unpack,
         forward=forward,
     )
+    if training.guard.rule.policy == "rewind":
+        raise RecipeError("on_nonfinite: rewind goes back to a checkpoint, and steps() has no checkpoints. Write skip.")
     look(training.update, MetricSet({}), {"train": training.feed})
     training.decide()
     return Steps(training)

@@ -8,6 +8,7 @@ from typing import Any
 
 from gradstep import checkpoint, disk, facts
 from gradstep.data import Feed
+from gradstep.errors import RecipeError
 from gradstep.keeper import Keeper, Policy, Progress
 from gradstep.meaning import meaning
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
@@ -40,6 +41,11 @@ def room(place: RunDir, training: Training, policy: Policy) -> list[tuple[str, s
 def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> Keeper:
     """What keeps the run, with all that its checkpoints say beside the state; without a place nobody asks for that."""
     if place is None:
+        if training.guard.rule.policy == "rewind":
+            raise RecipeError(
+                "on_nonfinite: rewind goes back to the last checkpoint, and without out= there are none. Write "
+                "out='runs', or on_nonfinite='skip'."
+            )
         return Keeper(None, watching.policy, training.clock, {}, {}, {})
     clock = training.clock
     source, valid = (

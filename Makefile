@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check results bench exactness clean
+.PHONY: demo test check results bench exactness mutations clean
 
 demo: .venv/ready
 	$(BIN)/gradstep train digits
@@ -28,6 +28,10 @@ bench: .venv/ready
 # The same eight cases in other tools, from their released packages, in an environment of their own beside .venv.
 exactness: .venv-peers/ready
 	.venv-peers/bin/python -m benchmarks.exactness
+
+# Plants bugs in a copy of the source, one at a time, and sees that the tests catch each; a quarter of an hour.
+mutations: .venv/ready
+	$(BIN)/python -m tests.mutations --record benchmarks/records/mutations.json
 
 clean:
 	rm -rf .venv .venv-peers

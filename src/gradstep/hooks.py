@@ -96,6 +96,13 @@ class Events:
             elif answer is not None:
                 raise RecipeError(f"hooks: {event} returned {answer!r}. A hook returns a gradstep.Request or nothing.")
 
+    def tell_of(self, state: TrainState, error: BaseException) -> None:
+        """Tells of an exception, whatever the hooks raise themselves: it is the first one that must be seen."""
+        try:
+            self.tell("on_exception", state, error)
+        except Exception as another:
+            error.add_note(f"a hook that was told of it raised {type(another).__name__}: {another}")
+
     def announce(self, event: str, *what: Any) -> None:
         """The same where nothing can be asked for, since when it happens is a matter of time."""
         before = len(self.requested)

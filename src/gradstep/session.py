@@ -105,10 +105,7 @@ class Session:
                 yield
             self._settle()
         except BaseException as error:
-            try:
-                self._events.tell("on_exception", self.state, error)
-            except Exception as another:
-                error.add_note(f"a hook that was told of it raised {type(another).__name__}: {another}")
+            self._events.tell_of(self.state, error)
             raise
         finally:
             self._keeper.saver.close()  # waits: what was begun is finished
@@ -384,14 +381,13 @@ class Session:
         """Takes up what hooks asked for. A pause leaves no row, or a run that is resumed would have another record."""
         requested, self._events.requested = self._events.requested, []
         for wish, who in requested:
+            self._recorder.read(self.state.step)  # first what was before, whenever it is read
             if Request.PAUSE in wish:
                 self._wants_pause = self._wants_pause or who
             if Request.SAVE in wish:
                 self._save_asked = True
-                self._recorder.read(self.state.step)  # first what was before, whenever it is read
                 self._recorder.request(self.state.step, "save", who)
             if Request.STOP in wish:
-                self._recorder.read(self.state.step)
                 self._recorder.request(self.state.step, "stop", who)
                 self.state.standing.stopped = f"{who} asked to stop"
 

@@ -78,10 +78,17 @@ class Journal:
                 raise StorageError(f"'{self._path}' could not be written ({error.strerror}).") from error
 
     def close(self) -> None:
-        for descriptor in (self._metrics, self._timing):
-            if descriptor is not None:
-                disk.close(descriptor)
-        self._metrics = self._timing = None
+        """StorageError where that says that something of what was written is lost."""
+        descriptors, self._metrics, self._timing = (self._metrics, self._timing), None, None
+        failed: list[OSError] = []
+        for descriptor in descriptors:
+            try:
+                if descriptor is not None:
+                    disk.close(descriptor)
+            except OSError as error:  # the other one is closed all the same
+                failed.append(error)
+        if failed:
+            raise StorageError(f"a row of '{self._path.parent}' was not written ({failed[0].strerror}).") from failed[0]
 
     def _append(self, descriptor: int, line: bytes) -> None:
         try:

@@ -126,7 +126,10 @@ class Keeper:
     def prove(self, state: TrainState) -> None:
         """Reads the first checkpoint back and compares, so that what can't be gone on from is known at once."""
         assert self.place is not None
-        saved = checkpoint.read(checkpoint.at(self.place.checkpoints, state.step))
+        try:
+            saved = checkpoint.read(checkpoint.at(self.place.checkpoints, state.step))
+        except CheckpointError as error:
+            raise StorageError(f"the first checkpoint was written and can't be read back: {error}") from error
         held_against(state, saved)
 
     def restore(

@@ -16,6 +16,7 @@ from gradstep.checkpoint import Saved
 from gradstep.clock import Clock, Duration
 from gradstep.errors import CheckpointError, DivergedError, RecipeError, StorageError, nearest
 from gradstep.record import Journal, Mark
+from gradstep.record.journal import before
 from gradstep.rundir import RunDir
 from gradstep.saver import Saver
 from gradstep.state import Tensors, TrainState, module_tensors, non_finite
@@ -163,8 +164,9 @@ class Keeper:
         if then and now and then["modified"] != now["modified"]:
             notes.append("the training data's files have another time than when the run began, but the same sizes")
         try:
-            state.load(saved.tensors, values, keep_options=bool(breaking))
             progress = _progress(saved)
+            before(self.place.metrics, progress.mark)  # looked at before anything is changed, be it a checkpoint's name
+            state.load(saved.tensors, values, keep_options=bool(breaking))
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # its hashes hold: somebody wrote it so
             what = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{saved.path}: its state.json is not one of gradstep's ({what}).") from error

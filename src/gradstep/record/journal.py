@@ -42,7 +42,7 @@ class Journal:
         self._path = metrics
         try:
             if since is not None and since.offset:
-                content = _before(metrics, since, whole)
+                content = before(metrics, since, whole)
                 self.rows = [_values(json.loads(line)) for line in content.splitlines()]
                 self._content.update(content)
                 self._offset = len(content)
@@ -100,7 +100,8 @@ class Journal:
             ) from error
 
 
-def _before(metrics: Path, since: Mark, whole: bool) -> bytes:
+def before(metrics: Path, since: Mark, whole: bool = False) -> bytes:
+    """The rows up to a mark, or all that are `whole`. CheckpointError where they are not what they were."""
     try:
         content = metrics.read_bytes()
     except FileNotFoundError:

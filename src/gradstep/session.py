@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from gradstep import changes, failure, retention
 from gradstep.closing import closing_lines, run_of, shown, where
 from gradstep.errors import DivergedError, ProcessLostError, RecipeError, StorageError
+from gradstep.evaluation import untouched
 from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
 from gradstep.keeper import Progress
@@ -53,6 +54,7 @@ class Session:
         self._out, self._name, self._resume = out, name, resume
         self._allow = yes_or_no("allow_changes", allow_changes)
         self._done = self._improved = self._improved_since_line = False
+        self._half = False  # whether a step is being made that may be cut short: then it is made again as a whole
         self._wants_pause: str | None = None
         self._save_asked = False
         self._ending = False  # whether the end of a step is being made, which a signal may cut short
@@ -172,10 +174,13 @@ class Session:
                     return
             yield batch
 
-    def stepping(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
         """A step that begins where a checkpoint lies may be cut short too: the first, which may compile for minutes."""
-        saved = self._place is not None and self._keeper.newest == self.state.step
-        return self._interruption.cuts() if saved else nullcontext()
+        self._half = self._keeper.newest == self.state.step
+        with self._interruption.cuts() if self._half else nullcontext():
+            yield
+        self._half = False
 
     def rest(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome | None]:
         """The outcomes; before them None where the end of a step that was made before is still to come."""
@@ -220,23 +225,25 @@ class Session:
 
     def evaluate(self) -> None:
         """Validates, and judges: the best is updated and patience counted before any hook hears of it."""
-        step, watching = self.state.step, self.watching
+        state, step, watching = self.state, self.state.step, self.watching
         self._remember()  # a loss that is no number ends the run here, not after the evaluation
-        with self._recorder.stopwatch.away(evaluation=True), self._interruption.cuts():
+        # A signal may come while it puts back modes and buffers: `untouched` around it puts back what it could not.
+        kept = untouched(state.judged, state.criterion)
+        with self._recorder.stopwatch.away(evaluation=True), kept, self._interruption.cuts():
             parts = [what for what in ("train_clean", "valid") if what in self._feeds]
-            measured = {what: self.watching.score(self.training, what, self.state.judged) for what in parts}
+            measured = {what: watching.score(self.training, what, state.judged) for what in parts}
         if "train_clean" in measured:
             self._recorder.measured("train_clean", step, measured["train_clean"])
         if "valid" in measured and (monitor := watching.monitor) is not None:
             value = measured["valid"][monitor.short]
             if not isinstance(value, (int, float)):
                 raise RecipeError(f"monitor: {monitor.name} is {value}, and one number is needed to compare.")
-            self._improved = judge(self.state.standing, monitor, watching.patience, float(value), step, self.clock)
+            self._improved = judge(state.standing, monitor, watching.patience, float(value), step, self.clock)
             self._improved_since_line |= self._improved
             for plateau, its in watching.plateaus:
                 plateau.observe(float(measured["valid"][its.short]), its.higher)
             row = self._recorder.measured("valid", step, measured["valid"], best=self._improved)
-            self._events.tell("on_validation_end", self.state, row)
+            self._events.tell("on_validation_end", state, row)
         self._heed()
 
     def close_epoch(self) -> None:
@@ -328,9 +335,9 @@ class Session:
             self._cut = True
             if self._rest is not None:
                 self._write(self._rest)
-        elif self._place is not None and self._keeper.newest == self.state.step:
-            self._keeper.back(self.state)  # a step may have been half done
-        elif self._place is not None:
+        elif self._half:
+            self._keeper.back(self.state)
+        elif self._place is not None and self._keeper.newest != self.state.step:
             self.save()
 
     def _diverged(self, error: DivergedError) -> None:
@@ -354,7 +361,7 @@ class Session:
 
     def _test(self) -> None:
         try:
-            with self.run().chosen(), self._interruption.cuts():
+            with self.run().chosen(), untouched(self.state.model, self.state.criterion), self._interruption.cuts():
                 values = self.watching.score(self.training, "test", self.state.model)
         except Interrupted:  # everything is saved but the test, which a resume makes
             self._wants_pause, self._cut = self._interruption.name, True

@@ -45,8 +45,7 @@ def main() -> None:
     """The console script: what went wrong goes to standard error, and its kind into the exit code."""
     sys.path.insert(0, os.getcwd())  # module:object is looked for where the user stands first
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA begins, or its sums may differ by run
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)  # while it trains, `fit` hears them itself
+    _hear_signals()
     try:
         app()
     except GradstepError as error:
@@ -59,6 +58,20 @@ def main() -> None:
             raise
         _print_user_traceback(error)
         sys.exit(1)
+
+
+def _hear_signals() -> None:
+    """Until it trains, and afterwards: while it trains, `fit` hears them itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+        signal.signal(signal.SIGHUP, _leave)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, _nothing_to_save)
+
+
+def _nothing_to_save(number: int, frame: FrameType | None) -> None:
+    """A wish to save, which the system would answer by ending the process."""
 
 
 def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -6,7 +6,7 @@ from typing import Any
 
 from gradstep.clock import Clock
 from gradstep.keeper import Keeper
-from gradstep.record import Row
+from gradstep.record import Journal
 from gradstep.run import Best, Run
 from gradstep.rundir import RunDir
 from gradstep.setup import Training
@@ -14,7 +14,7 @@ from gradstep.watching import Watching
 
 
 def run_of(
-    training: Training, watching: Watching, place: RunDir | None, rows: list[Row], paused: str | None, keeper: Keeper
+    training: Training, watching: Watching, place: RunDir | None, journal: Journal, paused: str | None, keeper: Keeper
 ) -> Run:
     """The run as it is handed back."""
     state, monitor = training.state, watching.monitor
@@ -24,7 +24,7 @@ def run_of(
         best = Best(monitor.name, standing.best, standing.best_step)
     return Run(
         model=state.model,
-        history=rows,
+        history=journal.rows,
         best=best,
         state=state,
         path=place.path if place else None,

@@ -15,7 +15,7 @@ from typing import Any
 
 from gradstep import changes, failure, retention
 from gradstep.closing import closing_lines, run_of, shown, where
-from gradstep.errors import DivergedError, ProcessLostError, RecipeError, StorageError
+from gradstep.errors import DivergedError, ProcessLostError, StorageError
 from gradstep.evaluation import untouched
 from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
@@ -27,7 +27,6 @@ from gradstep.run import Run
 from gradstep.rundir import RunDir
 from gradstep.scheduling import rates_at
 from gradstep.setup import Training, yes_or_no
-from gradstep.stopping import judge
 from gradstep.update import Outcome
 from gradstep.watching import Watching
 
@@ -234,14 +233,9 @@ class Session:
             measured = {what: watching.score(self.training, what, state.judged) for what in parts}
         if "train_clean" in measured:
             self._recorder.measured("train_clean", step, measured["train_clean"])
-        if "valid" in measured and (monitor := watching.monitor) is not None:
-            value = measured["valid"][monitor.short]
-            if not isinstance(value, (int, float)):
-                raise RecipeError(f"monitor: {monitor.name} is {value}, and one number is needed to compare.")
-            self._improved = judge(state.standing, monitor, watching.patience, float(value), step, self.clock)
+        if "valid" in measured:
+            self._improved = watching.judged(measured["valid"], state.standing, step, self.clock)
             self._improved_since_line |= self._improved
-            for plateau, its in watching.plateaus:
-                plateau.observe(float(measured["valid"][its.short]), its.higher)
             row = self._recorder.measured("valid", step, measured["valid"], best=self._improved)
             self._events.tell("on_validation_end", state, row)
         self._heed()
@@ -399,9 +393,8 @@ class Session:
                 self.state.standing.stopped = f"{who} asked to stop"
 
     def _rates(self) -> list[float]:
-        return rates_at(self.state)  # those the optimizer holds: of the step just done
+        return rates_at(self.state)  # those of the step just done
 
     def run(self) -> Run:
         """What `fit` returns."""
-        rows = self._recorder.journal.rows
-        return run_of(self.training, self.watching, self._place, rows, self._paused, self._keeper)
+        return run_of(self.training, self.watching, self._place, self._recorder.journal, self._paused, self._keeper)

@@ -3,7 +3,7 @@ is written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from gradstep.keeper import Policy
 from gradstep.metrics import MetricSet
 from gradstep.schedules import Plateau
 from gradstep.setup import Training
-from gradstep.stopping import Monitor, Patience, gone_by
+from gradstep.state import Standing
+from gradstep.stopping import Monitor, Patience, gone_by, judge
 
 
 @dataclass(slots=True)
@@ -123,6 +124,17 @@ class Watching:
             unpack=update.unpack,
             forward=update.forward,
         )
+
+    def judged(self, values: Mapping[str, Any], standing: Standing, step: int, clock: Clock) -> bool:
+        """Takes in a validation: the best, patience, schedules that go by a metric. True if it is the best so far."""
+        assert self.monitor is not None  # as it is wherever there is a validation
+        value = values[self.monitor.short]
+        if not isinstance(value, (int, float)):
+            raise RecipeError(f"monitor: {self.monitor.name} is {value}, and one number is needed to compare.")
+        improved = judge(standing, self.monitor, self.patience, float(value), step, clock)
+        for plateau, its in self.plateaus:
+            plateau.observe(float(values[its.short]), its.higher)
+        return improved
 
     def facts(self, training: Training) -> list[tuple[str, str]]:
         """What a person should know before training, as labels and texts."""

@@ -33,6 +33,14 @@ exactness: .venv-peers/ready
 mutations: .venv/ready
 	$(BIN)/python -m tests.mutations --record benchmarks/records/mutations.json
 
+# Ten minutes of strange checkpoints for the reader; what reaches a new message is kept in tests/corpus.
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz_reader --seconds 600 --corpus tests/corpus/reader --record benchmarks/records/fuzz.json
+
+# A run stopped in mid-epoch or killed, and resumed, by four tools, each as its documentation says.
+resumes: .venv-peers/ready
+	.venv-peers/bin/python -m benchmarks.resume
+
 clean:
 	rm -rf .venv .venv-peers
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check results bench exactness mutations clean
+.PHONY: demo test check results bench exactness resumes mutations torture fuzz clean
 
 demo: .venv/ready
 	$(BIN)/gradstep train digits

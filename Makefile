@@ -24,6 +24,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.optimizers
+	$(BIN)/python -m benchmarks.checkpoints
 
 # The same eight cases in other tools, from their released packages, in an environment of their own beside .venv.
 exactness: .venv-peers/ready

@@ -3,12 +3,16 @@
 - The pause: what one checkpoint of the recipe `mnist` takes from its training, the steps that are slower while it is
   written included. The recipe's one per epoch would drown in the noise of an epoch, so a run with a checkpoint every 20
   steps takes turns with the same run without, A B B A; the difference of a pair over its 9 checkpoints is one
-  checkpoint's, and it is held against an epoch. `save()` alone, which the training waits for, is timed inside.
+  checkpoint's. On a busy machine even that is noise: within a run with checkpoints, the ten steps after each are also
+  compared with the ten that follow those. Both are held against the recipe's epoch. `save()` alone, which the training
+  waits for, is timed inside.
 - A large state: a net of 50 million parameters with Adam's moments, 600 MB. The training waits for a copy; the named
   contender is `torch.save` of both state dicts and an fsync, while it waits. Peak memory of either, above the state.
 - Restarts: `benchmarks/restarts.py`.
 
-Everything is written below the folder that it is called from, since a folder in memory would make an fsync free.
+`python -m benchmarks.checkpoints large` measures that alone, and leaves the rest of the record as it is.
+
+Everything is written below `runs`, as runs are, since a temporary folder in memory would make an fsync free.
 """
 
 from __future__ import annotations
@@ -21,7 +25,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +34,7 @@ import torch
 from torch import nn
 
 import gradstep
-from benchmarks.restarts import ROOT, restarts
+from benchmarks.restarts import ROOT, restarts, scratch
 from gradstep import checkpoint
 from gradstep.building import build
 from gradstep.clock import Clock
@@ -43,7 +46,7 @@ from gradstep.session import Session
 from gradstep.state import TrainState
 
 RECORD = Path(__file__).parent / "records" / "checkpoints.json"
-STEPS, EVERY, PAIRS = 200, 20, 10  # the last checkpoint comes after the clock is stopped
+STEPS, EVERY, PAIRS = 200, 20, 8  # the last checkpoint comes after the clock is stopped
 LARGE, LAYERS, ROUNDS = 2_500, 8, 4  # eight layers of 2,500 by 2,500
 
 
@@ -88,8 +91,9 @@ def pause() -> dict[str, Any]:
 
     Session.save = timed  # type: ignore[method-assign]
     differences: dict[str, list[float]] = {"wall": [], "cpu": []}
+    neighbours: list[float] = []
     step_ms, count = [], (STEPS - 1) // EVERY
-    with tempfile.TemporaryDirectory(dir=".") as out:
+    with scratch() as out:
         train_mnist(f"{EVERY} steps", out)  # a warm-up
         waits.clear()
         for number in range(PAIRS):
@@ -99,23 +103,33 @@ def pause() -> dict[str, Any]:
             for clock, found in differences.items():
                 lasted = [getattr(watch, clock)[-1] - getattr(watch, clock)[0] for watch in (saving, not_saving)]
                 found.append(1e3 * (lasted[0] - lasted[1]) / count)
+            neighbours += [1e3 * each for each in after_each(saving.wall)]
             step_ms += [1e3 * (b - a) for a, b in zip(not_saving.wall, not_saving.wall[1:], strict=False)]
     Session.save = save  # type: ignore[method-assign]
     epoch_ms = statistics.mean(step_ms) * -(-54_000 // 64)
-    wall = middle(differences["wall"])
     return {
         "pairs": PAIRS,
         "checkpoints_per_pair": count,
-        "wall_ms": wall,
-        "cpu_ms": middle(differences["cpu"]),
+        "by_pairs_of_runs": held_against(epoch_ms, differences["wall"]),
+        "by_pairs_of_runs_cpu": held_against(epoch_ms, differences["cpu"]),
+        "by_the_steps_after": held_against(epoch_ms, neighbours),
         "waited_for_ms": {"median": round(statistics.median(waits), 2), "max": round(max(waits), 2), "of": len(waits)},
         "step_ms": round(statistics.median(step_ms), 2),
         "epoch_s": round(epoch_ms / 1e3, 1),
-        "percent_of_an_epoch": {
-            "median": round(100 * wall["median"] / epoch_ms, 3),
-            "interval": [round(100 * each / epoch_ms, 3) for each in wall["interval"]],
-        },
     }
+
+
+def held_against(epoch_ms: float, values: Sequence[float]) -> dict[str, Any]:
+    return {"ms": middle(values), "percent_of_an_epoch": middle([100 * each / epoch_ms for each in values])}
+
+
+def after_each(ended: Sequence[float]) -> list[float]:
+    """How much longer the ten steps after each checkpoint took than the next ten; `ended` is when each step did."""
+    half = EVERY // 2
+    return [
+        (ended[at + half] - ended[at]) - (ended[at + 2 * half] - ended[at + half])
+        for at in range(EVERY - 1, len(ended) - 2 * half, EVERY)  # the save comes after the step's end is noted
+    ]
 
 
 def large_state() -> TrainState:
@@ -173,7 +187,7 @@ def times() -> dict[str, Any]:
     """Seconds that the training waits, that the writing takes, and that a resume reads; the two in turn."""
     state = large_state()
     found: dict[str, dict[str, list[float]]] = {name: {"waited_for": [], "written_after": []} for name in CONTENDERS}
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with scratch() as name:
         folder = Path(name)
         savers = {name: make(state, folder) for name, make in CONTENDERS.items()}
         for number in range(ROUNDS + 1):
@@ -205,7 +219,7 @@ def times() -> dict[str, Any]:
 def memory(name: str) -> float:
     """Megabytes that a process took at most while saving, above what it had taken before."""
     state = large_state()
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with scratch() as folder:
         contender = CONTENDERS[name](state, Path(folder))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         contender.save()
@@ -226,20 +240,23 @@ def large() -> dict[str, Any]:
     return {"state_mb": round(state_mb), "rounds": ROUNDS, **times(), "peak_mb_above_the_state": peaks}
 
 
+MEASURES: dict[str, Callable[[], dict[str, Any]]] = {"pause": pause, "large": large, "restarts": restarts}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    found = {}
-    for name, measure in (("pause", pause), ("large", large), ("restarts", restarts)):
-        began = time.perf_counter()
-        found[name] = measure()
-        print(name, json.dumps(found[name], indent=1), f"({time.perf_counter() - began:.0f} s)", flush=True)
-    machine = {
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record["machine"] = {
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "torch": str(torch.__version__),
         "threads": 1,
     }
-    RECORD.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
+    for name in sys.argv[1:] or MEASURES:
+        began = time.perf_counter()
+        record[name] = MEASURES[name]()
+        print(name, json.dumps(record[name], indent=1), f"({time.perf_counter() - began:.0f} s)", flush=True)
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

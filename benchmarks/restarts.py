@@ -93,6 +93,12 @@ def gradstep(command: list[str], hook: str, folder: Path) -> tuple[float, str, f
     return began, printed, usage.ru_utime + usage.ru_stime, status
 
 
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder where runs lie by default."""
+    Path("runs").mkdir(exist_ok=True)
+    return tempfile.TemporaryDirectory(dir="runs")
+
+
 def killed_runs(folder: Path) -> list[str]:
     """The folders of one run as it lay there after each kill."""
     copies, command = [], ["train", "mnist", *SETTINGS, "--name", "long"]
@@ -139,7 +145,7 @@ def record_ms(folder: Path) -> float:
 
 def restarts() -> dict[str, Any]:
     """Medians over the rounds, the first of which warms the file cache and is not counted."""
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with scratch() as name:
         folder = Path(name).resolve()
         copies = killed_runs(folder)
         rows = (folder / copies[-1] / "metrics.jsonl").read_bytes().count(b"\n")
@@ -155,11 +161,14 @@ def restarts() -> dict[str, Any]:
             name: {what: round(statistics.median(each[what] for each in rounds), 4) for what in rounds[0]}
             for name, rounds in found.items()
         }
+        ends = (found[f"resumed at {step}"] for step in (STEPS[-1], STEPS[0]))
+        longer = [late["total"] - early["total"] for late, early in zip(*ends, strict=True)]
         least = {name: round(min(each["total"] for each in rounds), 3) for name, rounds in found.items()}
         return {
             "rounds": ROUNDS,
             "median_s": seconds,
             "least_total_s": least,
+            f"longer_at_{STEPS[-1]}_than_at_{STEPS[0]}_s": round(statistics.median(longer), 3),
             f"rows_after_{STEPS[-1]}_steps": rows,
             "record_ms_per_1000_rows": round(record_ms(folder), 2),
         }

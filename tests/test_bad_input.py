@@ -5,6 +5,7 @@ them anew with GRADSTEP_SNAPSHOTS=write.
 """
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -157,6 +158,8 @@ def bad_transform(image):
 
 def bad_metric(outputs, targets):
     return outputs.nope
+
+other = (pair()[0] + 1, pair()[1])
 """
 
 BASE = """
@@ -326,6 +329,11 @@ CASES: dict[str, list[str]] = {
     "an array alone": ["data.train=inputs.npy"],
     "arrays of two lengths": ["data.train={inputs: inputs.npy, targets: targets.npy}"],
     "a CIFAR file that is cut off": ["data.train=cut.bin"],
+    "what to do about no number, misspelled": ["on_nonfinite=skp"],
+    "no step that may be left out": ["on_nonfinite={skip: 0}"],
+    "an optimizer whose steps can't be left out": ["optimizer={name: LBFGS}", "on_nonfinite=skip"],
+    "a policy for checkpoints that is none": ["checkpoint={evry: 1 epoch}"],
+    "no checkpoint to keep": ["checkpoint.keep=0"],
 }  # fmt: skip
 
 # name -> the whole command
@@ -363,6 +371,29 @@ COMMANDS: dict[str, list[str]] = {
     "augmentation shown without any": ["data", "show", "photos/good.csv", "--sheet", "s.png", "--augment"],
 }
 
+# name -> what is typed after `gradstep resume`, where had/ holds runs that were interrupted after two epochs of four
+RESUMES: dict[str, list[str]] = {
+    "a run resumed with another rate": ["had/0001-base", "optimizer.lr=0.01"],
+    "a run resumed with another batch size and seed": ["had/0001-base", "batch_size=3", "seed=1"],
+    "a run resumed with other data": ["had/0001-base", "data.train=mine:other"],
+    "a run made longer whose schedule depends on its length": ["had/0001-base", "epochs=8"],
+    "a run made shorter than it is": ["had/0001-base", "epochs=1"],
+    "a run resumed with a misspelled key": ["had/0001-base", "epoch=8"],
+    "a run resumed with a value and no key": ["had/0001-base", "8"],
+    "a checkpoint that is not there": ["had/0001-base/checkpoints/step-00000004"],
+    "a checkpoint that is named and damaged": ["had/0002-base/checkpoints/step-00000003"],
+    "a run of which no checkpoint is valid": ["had/0003-base"],
+    "a run whose record was changed": ["had/0004-base"],
+    "a run that was started from Python": ["had/0005-base"],
+    "a run that died three times of one step": ["had/0006-base"],
+}
+EXIT_CODES = {
+    "a checkpoint that is named and damaged": 4,
+    "a run of which no checkpoint is valid": 4,
+    "a run whose record was changed": 4,
+    "a run that died three times of one step": 5,
+}  # else 2
+
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -377,6 +408,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.gz").write_bytes(gzip.compress(images[:-3], mtime=0))
     (folder / "cut-gzip.gz").write_bytes(gzip.compress(images, mtime=0)[:-6])
     _write_data(folder)
+    _write_runs(folder)
     (folder / "labels").write_bytes(struct.pack(">HBBI", 0, 8, 1, 4) + bytes(4))
     return folder
 
@@ -418,6 +450,36 @@ def _write_data(folder: Path) -> None:
     (folder / "cut.bin").write_bytes(bytes(5000))
 
 
+def _write_runs(folder: Path) -> None:
+    """Runs that were interrupted, with something wrong with each but the first."""
+    command = ["train", "base.yaml", "epochs=4", "schedule=cosine", "checkpoint.keep=9", "quiet=true"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "dont_write_bytecode", True)
+        patch.setattr(sys, "argv", ["gradstep", *command, "--interrupt-at", "2", "--out", "had"])
+        with pytest.raises(SystemExit):
+            cli.main()
+    sys.modules.pop("mine", None)  # it is each test's own
+    (folder / "had/latest").unlink()
+    for number in range(2, 7):
+        shutil.copytree(folder / "had/0001-base", folder / f"had/000{number}-base")
+    _flip(folder / "had/0002-base/checkpoints/step-00000003/model.safetensors")
+    for weights in folder.glob("had/0003-base/checkpoints/*/model.safetensors"):
+        _flip(weights)
+    _flip(folder / "had/0004-base/metrics.jsonl")
+    (folder / "had/0005-base/recipe.yaml").unlink()
+    died = {"step": 8, "epoch": 3, "batch": 1, "samples": [3, 1, 7], "error": "DivergedError", "checkpoint": 6,
+            "message": "the loss of step 8 is nan", "where": "mine.py:9", "times": 3}  # fmt: skip
+    (folder / "had/0006-base/failure.json").write_text(json.dumps(died))
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def texts() -> Iterator[dict[str, str]]:
     """The texts of this run, to be written as the snapshot when asked for."""
@@ -433,7 +495,7 @@ def kept() -> dict[str, str]:
     return dict(part.split("\n", 1) for part in parts)
 
 
-@pytest.mark.parametrize("name", [*CASES, *COMMANDS])
+@pytest.mark.parametrize("name", [*CASES, *COMMANDS, *RESUMES])
 def test_bad_input_is_explained_and_nothing_is_written(
     name: str,
     template: Path,
@@ -443,19 +505,20 @@ def test_bad_input_is_explained_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "here"
-    shutil.copytree(template, folder)
+    shutil.copytree(template, folder, ignore=None if name in RESUMES else shutil.ignore_patterns("had"))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("GRADSTEP_DATA", str(folder))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    typed = ["train", "base.yaml", *CASES[name]] if name in CASES else COMMANDS[name]
+    first = ["train", "base.yaml"] if name in CASES else ["resume"] if name in RESUMES else []
+    typed = [*first, *{**CASES, **COMMANDS, **RESUMES}[name]]
     monkeypatch.setattr(sys, "argv", ["gradstep", *typed])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as left:
         cli.main()
     said = capsys.readouterr().err
-    assert left.value.code == 2, said
+    assert left.value.code == EXIT_CODES.get(name, 2), said
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert not (folder / "runs").exists()
     assert "src/gradstep" not in said, "a user's error shows the user's own frames"
@@ -463,10 +526,11 @@ def test_bad_input_is_explained_and_nothing_is_written(
     text = re.sub(r'File "FOLDER/mine.py", line \d+', 'File "FOLDER/mine.py", line N', text)
     text = re.sub(r"\(mine.py, line \d+", "(mine.py, line N", text)
     text = re.sub(r"is not here \(.*?\)", "is not here (...)", text)  # torch's reason depends on its build
+    text = re.sub(r"first \d+ bytes", "first N bytes", re.sub(r"\([0-9a-f]{12}\)", "(HASH)", text))
     texts[name] = text
     if os.environ.get("GRADSTEP_SNAPSHOTS") != "write":
         assert text == kept()[name]
 
 
 def test_the_snapshot_has_no_text_that_nobody_says() -> None:
-    assert set(kept()) == {*CASES, *COMMANDS}
+    assert set(kept()) == {*CASES, *COMMANDS, *RESUMES}

@@ -42,6 +42,10 @@ fuzz: .venv/ready
 resumes: .venv-peers/ready
 	.venv-peers/bin/python -m benchmarks.resume
 
+# The real command killed a thousand times; hours. Started again it goes on. The record: benchmarks/records/torture.json.
+torture: .venv/ready
+	$(BIN)/python -m tests.torture --kills 1000 --processes 2 --record benchmarks/records/torture.json
+
 clean:
 	rm -rf .venv .venv-peers
 

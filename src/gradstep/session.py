@@ -52,10 +52,9 @@ class Session:
         self._console = Console(quiet)
         self._out, self._name, self._resume = out, name, resume
         self._allow = yes_or_no("allow_changes", allow_changes)
-        self._done = self._improved = self._improved_since_line = False
+        self._done = self._improved = self._improved_since_line = self._save_asked = False
         self._half = False  # whether a step is being made that may be cut short: then it is made again as a whole
         self._wants_pause: str | None = None
-        self._save_asked = False
         self._ending = False  # whether the end of a step is being made, which a signal may cut short
         self._rest: Progress | None = None  # where it began, for who has a place to come back to
         self._cut = False  # whether something of the end of a step or of the run is left to do
@@ -317,8 +316,7 @@ class Session:
         with self._recorder.stopwatch.away():
             self._tell_saved(self._keeper.save(self.state, self._recorder.journal, progress))
 
-    def _settle(self) -> None:
-        """Waits for the checkpoint that is being written."""
+    def _settle(self) -> None:  # waits for the checkpoint that is being written
         self._tell_saved(self._keeper.saver.wait())
 
     def _cut_short(self) -> None:

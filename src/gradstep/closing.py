@@ -34,7 +34,7 @@ def run_of(
         transforms=source.transforms if source is not None else (),
         unpack=training.update.unpack,
         forward=training.update.forward,
-        chosen_weights=keeper.chosen(state),
+        chosen_weights={} if paused else keeper.chosen(state),
     )
 
 

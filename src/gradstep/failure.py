@@ -70,15 +70,20 @@ def _out_of_memory(error: BaseException, feed: Any, micro_batch: int | None) -> 
     return OutOfMemoryError(f"out of memory ({said[0] if said else type(error).__name__}). {less}.")
 
 
-def refuse_a_fourth(place: RunDir) -> None:
-    """Before a resumed run trains: raises where it died three times at one step of one error."""
+def refuse_a_fourth(place: RunDir, leaves_out: bool) -> None:
+    """Before a resumed run trains: raises where it died three times at one step of one error.
+
+    One that `leaves_out` steps without a finite gradient goes on where it died of such a step.
+    """
     found = _read(place)
     if found is None or found["times"] < _ENOUGH:
         return
     diverged = found["error"] == DivergedError.__name__
+    if diverged and leaves_out:
+        return
     kind = DivergedError if diverged else GradstepError
     look = (
-        "Look at those samples, at the learning rate (optimizer.lr), and whether clip helps"
+        "Look at those samples and at the learning rate (optimizer.lr); on_nonfinite=skip leaves the step out"
         if diverged
         else "Look at those samples and at that line"
     )

@@ -14,14 +14,15 @@ from gradstep import changes, checkpoint, disk, failure, retention, tensorfile
 from gradstep.changes import Change
 from gradstep.checkpoint import Saved
 from gradstep.clock import Clock, Duration
-from gradstep.errors import CheckpointError, DivergedError, RecipeError, StorageError, nearest
+from gradstep.errors import ChangedError, CheckpointError, DivergedError, RecipeError, StorageError, nearest
 from gradstep.record import Journal, Mark
 from gradstep.record.journal import before
 from gradstep.rundir import RunDir
 from gradstep.saver import Saver
-from gradstep.state import Tensors, TrainState, module_tensors, non_finite
+from gradstep.state import Standing, Tensors, TrainState, module_tensors, non_finite
 
 _KEYS = ("every", "keep", "keep_every")
+_OPTIONS = ("the learning rate", "what ", "seed", "freeze")  # changes that the optimizer's own groups bring along
 _KEPT = ("progress", "log", "data", "meaning", "environment")  # what `save` adds to the state's own
 
 
@@ -84,6 +85,7 @@ class Keeper:
     saver: Saver = field(default_factory=Saver)
     newest: int | None = None  # the step of the checkpoint that was read last, or is there for good since
     best: Tensors = field(default_factory=dict)  # in memory, only where there is no place
+    _chosen: tuple[int | None, Tensors] = (None, {})  # the best, once it has been read
     _resumed: int | None = None  # this one stays while the process lives: what came after it may be worse
     _odd: frozenset[str] = frozenset()  # what held infinities before the first step may go on to
 
@@ -115,7 +117,7 @@ class Keeper:
         folder, step = self.place.checkpoints, state.step
 
         def write() -> Path:
-            self._refuse_non_finite(step, tensors)
+            self._refuse_non_finite(step, {name: part for name, part in tensors.items() if name != "metrics"})
             # The log is on the disk before a checkpoint that counts on it; older ones go when the new one is there.
             path = checkpoint.write(folder, step, tensors, numbers, before_commit=journal.sync)
             self.newest = step  # not before: one that was refused or failed is nothing to go back to
@@ -159,6 +161,11 @@ class Keeper:
         breaking = [change for change in found if change.breaks]
         if breaking and not allow:
             raise changes.refusal(breaking, self.place.path)
+        if saved.step > self.clock.total:  # nothing that could be allowed makes sense of that
+            raise ChangedError(
+                f"{self.place.path}: {saved.step} steps are done, and the run is to have {self.clock.total}. Give it "
+                "more epochs or steps; or go on from an earlier checkpoint, by its path."
+            )
         found += changes.compare_environment(values["environment"], self.environment)
         then, now = values["data"].get("files"), self.about.get("files")
         if then and now and then["modified"] != now["modified"]:
@@ -166,10 +173,13 @@ class Keeper:
         try:
             progress = _progress(saved)
             before(self.place.metrics, progress.mark)  # looked at before anything is changed, be it a checkpoint's name
-            state.load(saved.tensors, values, keep_options=bool(breaking))
+            options = any(change.what.startswith(_OPTIONS) for change in breaking)
+            state.load(saved.tensors, values, keep_options=options)
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # its hashes hold: somebody wrote it so
             what = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{saved.path}: its state.json is not one of gradstep's ({what}).") from error
+        if any(change.what == "monitor" for change in breaking):
+            state.standing = Standing(stopped=state.standing.stopped)  # values of two metrics are not compared
         retention.set_aside(folder, saved.step)
         self.newest = self._resumed = saved.step
         return progress, found, notes
@@ -195,10 +205,11 @@ class Keeper:
             return {} if state.judged is state.model else module_tensors(state.judged)
         if self.place is None:
             return self.best
-        averaged = state.ema is not None and state.ema.evaluate and state.ema.begun(best)
-        return dict(
-            checkpoint.read(checkpoint.at(self.place.checkpoints, best)).tensors["ema" if averaged else "model"]
-        )
+        if self._chosen[0] != best:
+            averaged = state.ema is not None and state.ema.evaluate and state.ema.begun(best)
+            saved = checkpoint.read(checkpoint.at(self.place.checkpoints, best))
+            self._chosen = best, dict(saved.tensors["ema" if averaged else "model"])
+        return self._chosen[1]
 
     @torch.no_grad()
     def publish(self, state: TrainState) -> None:
@@ -226,10 +237,9 @@ class Keeper:
     def _prune(self, folder: Path) -> None:
         steps = checkpoint.steps(folder)
         for_good = {step for step in steps if self.clock.due(step, self.policy.keep_every)}
-        kept = {*steps[-self.policy.keep :], *for_good, *retention.pinned(folder)}
-        kept |= {self._resumed} if self._resumed is not None else set()
+        kept = {*steps[-self.policy.keep :], *for_good, *retention.pinned(folder), self._resumed} & set(steps)
         # A checkpoint that may be gone on from needs the best that it knows of, which need not be the best by now.
-        bests = {_best_of(folder, step) for step in kept if step in steps}
+        bests = {_best_of(folder, step) for step in kept if step is not None}
         retention.prune(folder, self.policy.keep, {step for step in kept | bests if step is not None})
         assert self.place is not None
         failure.forget(self.place, steps[-1])

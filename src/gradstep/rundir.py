@@ -161,10 +161,11 @@ class RunDir:
         return cls.find(path.parent.parent), int(found[1])
 
     @classmethod
-    def find(cls, given: str | Path | None, out: str | Path = "runs") -> RunDir:
+    def find(cls, given: str | Path | None, out: str | Path = "runs", begun: bool = False) -> RunDir:
         """The run at a path, or the newest of a name or number under `out`; the newest of all for `latest` or None.
 
-        The path may be that of a checkpoint in it.
+        The path may be that of a checkpoint in it. With `begun`, the newest of all is the newest that began to train:
+        one that was ended before that is an empty folder.
         """
         if (checkpoint := cls.at_checkpoint(given)) is not None:
             return checkpoint[0]
@@ -173,7 +174,8 @@ class RunDir:
         if given is None or (given == "latest" and runs):
             if not runs:
                 raise OutputError(f"there is no run in '{out}' yet. Start one: gradstep train digits")
-            return cls(runs[-1])
+            trained = [p for p in runs if (p / "recipe.yaml").exists() or _entries(p / "checkpoints")]
+            return cls((trained or runs)[-1] if begun else runs[-1])
         if os.path.isdir(Path(given) / "checkpoints"):  # where Path.is_dir would raise for a long name
             return cls(Path(given).resolve() if Path(given).is_symlink() else Path(given))
         word = str(given).zfill(4) if str(given).isdigit() else str(given)

@@ -52,7 +52,7 @@ class Session:
         self._console = Console(quiet)
         self._out, self._name, self._resume = out, name, resume
         self._allow = yes_or_no("allow_changes", allow_changes)
-        self._done = self._improved = self._improved_since_line = self._save_asked = False
+        self._improved = self._improved_since_line = self._save_asked = False
         self._half = False  # whether a step is being made that may be cut short: then it is made again as a whole
         self._wants_pause: str | None = None
         self._ending = False  # whether the end of a step is being made, which a signal may cut short
@@ -81,9 +81,10 @@ class Session:
         training, self._place = self.training, place
         self._keeper = keeper_of(training, self.watching, place)
         progress: Progress | None = None
+        found: list[changes.Change] = []
         if resumed and place:
             if not self._allow:
-                failure.refuse_a_fourth(place)
+                failure.refuse_a_fourth(place, leaves_out=training.guard.rule.policy != "stop")
             retention.sweep(place.checkpoints)
             if place.plan.exists():
                 training.follow(json.loads(place.plan.read_text()))
@@ -101,7 +102,7 @@ class Session:
         self._open_records(progress, whole)
         try:
             with training.training_mode(), kept_streams(training.device), self._interruption:
-                self._begin(resumed and progress is not None, found if progress else [])
+                self._begin(found)
                 yield
             self._settle()
         except BaseException as error:
@@ -118,44 +119,52 @@ class Session:
             self.training, self.watching, self._place, progress, whole, self._console, self._watch, listeners
         )
 
-    def _begin(self, resumed: bool, found: list[changes.Change]) -> None:
+    def _begin(self, found: list[changes.Change]) -> None:
         place, step, journal = self._place, self.state.step, self._recorder.journal
         leave_documents(self._keeper, self.training)
         samples: int | None = getattr(self.training.feed, "samples", None)
         about = About(place.path if place else None, self.clock, self._watch, samples)
         self._events.tell("on_train_start", self.state, about)
+        self._keeper.begin(self.state)
+        if self.finished_before:
+            return
+        rows = len(journal.rows)
         for change in found:
-            if change.breaks and not self.finished_before:  # the record says from where on it is another run's
+            if change.breaks:  # the record says from where on it is another run's
                 self._recorder.changed(step, change.what, change.then, change.now)
         begun = any(row["kind"] == "start" and row["step"] == step for row in journal.rows)
-        if self.clock.batch(step) == 0 and not begun and not self._cut and not self.finished_before:
+        if self.clock.batch(step) == 0 and not begun and not self._cut:
             self._recorder.begin_epoch(step, rates_at(self.state, self.training.scheduled))
-        self._keeper.begin(self.state)
-        if not resumed and place is not None:
-            self.save()  # step 0: no run dies at its first checkpoint
+        if place is not None and len(journal.rows) > rows:
+            # Step 0, so that no run dies at its first checkpoint; or what the run has become by going on otherwise,
+            # so that nothing goes back to what it was before.
+            self._write(self._progress(rest=self._cut))
             self._settle()
             self._keeper.prove(self.state)
 
     @property
-    def finished_before(self) -> bool:
-        """Whether the run that was to be resumed had no step left to make."""
-        return bool(self.state.step >= self.clock.total or self.state.standing.stopped) and not self._cut
+    def _ended(self) -> bool:
+        """Whether there is no step left to make, nor the end of one."""
+        return (self.state.step >= self.clock.total or self.state.standing.stopped is not None) and not self._cut
+
+    finished_before = _ended  # said of a run that was to be resumed
 
     @contextmanager
     def kept_whole(self) -> Iterator[None]:
         """What ends the steps inside leaves a run that can be gone on from: a signal, a loss of nan, an error."""
         try:
-            yield
-        except Interrupted:
-            self._cut_short()
+            try:
+                yield
+            except (Interrupted, ProcessLostError):  # a signal to the whole group may take a worker, in a wait
+                if self._interruption.heard is None:
+                    raise
+                self._cut_short()
         except DivergedError as error:
             self._diverged(error)
         except StorageError:
             raise
         except Exception as error:
             plain = failure.plainly(error, self.training.feed, self.training.update.micro_batch)
-            if isinstance(plain, ProcessLostError) and self._interruption.heard is not None:
-                return self._cut_short()  # a signal to all of the group; it came up in a wait, nothing is half done
             self._note_failure(plain or error, self.state.step)
             if plain is not None and plain is not error:
                 raise plain from error
@@ -183,7 +192,7 @@ class Session:
     def rest(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome | None]:
         """The outcomes; before them None where the end of a step that was made before is still to come."""
         begun: list[None] = [None] if self._cut else []
-        self._cut, self._done = False, self.state.step >= self.clock.total
+        self._cut = False
         return chain(begun, outcomes)
 
     def note(self, outcome: Outcome | None) -> None:
@@ -193,7 +202,6 @@ class Session:
             return
         self._recorder.step(outcome, self.state.samples, self._rates)
         self._events.tell("on_train_batch_end", self.state, outcome)
-        self._done = self.state.step >= self.clock.total
         if self.state.step == 1:
             self.state.tensors()  # an optimizer shows what it keeps in its first step: refused now, not in a save
         self._tell_saved(self._keeper.saver.finished())  # raises what went wrong with it
@@ -218,8 +226,7 @@ class Session:
     @property
     def _paused(self) -> str | None:
         """Who asked for a pause, unless there is nothing left to come back to."""
-        ended = (self._done or self.state.standing.stopped) and not self._cut
-        return None if ended else self._wants_pause
+        return None if self._ended else self._wants_pause
 
     def evaluate(self) -> None:
         """Validates, and judges: the best is updated and patience counted before any hook hears of it."""
@@ -256,8 +263,7 @@ class Session:
     @property
     def over(self) -> bool:
         """Whether this was the last step of this process."""
-        ended = self._done or self.state.standing.stopped is not None
-        return (ended and not self._cut) or self._paused is not None
+        return self._ended or self._paused is not None
 
     @property
     def save_due(self) -> bool:
@@ -293,10 +299,11 @@ class Session:
     def already_finished(self) -> None:
         """A finished run was resumed: says so and does nothing."""
         why = f" ({self.state.standing.stopped})" if self.state.standing.stopped else ""
-        self._console.line(f"already finished at step {self.state.step}{why}; nothing to do.")
         if self._place is not None and not self._place.weights.exists():
-            self.finish()  # it was killed between its last checkpoint and its end
+            self._console.line(f"already trained to step {self.state.step}{why}; what came after is made now.")
+            self.finish()  # it was ended between its last checkpoint and its end
         else:
+            self._console.line(f"already finished at step {self.state.step}{why}; nothing to do.")
             self._events.tell("on_train_end", self.state)
 
     def _progress(self, rest: bool) -> Progress:
@@ -309,8 +316,8 @@ class Session:
         """Before the end of a step begins to change anything: a signal in its evaluation takes us back to here."""
         if not self._ending:
             self._ending = True
-            self._recorder.read(self.state.step)
             self._rest = self._progress(rest=True) if self._place is not None else None
+            self._recorder.read(self.state.step)  # without a place too: rows come in this order
 
     def _write(self, progress: Progress) -> None:
         with self._recorder.stopwatch.away():

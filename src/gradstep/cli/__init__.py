@@ -51,7 +51,7 @@ def main() -> None:
     except GradstepError as error:
         if isinstance(error, UserCodeError) and error.__cause__ is not None:
             _print_user_traceback(error.__cause__)
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
         if not user_frames(error)[1:]:  # the first frame is the console script's own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 
@@ -28,7 +30,7 @@ def resume(
     if run is not None and "=" in run:  # gradstep resume epochs=20
         settings, run = [run, *(settings or [])], None
     named = RunDir.at_checkpoint(run) if run is not None else None
-    place = named[0] if named else RunDir.find(run, out)
+    place = named[0] if named else RunDir.find(run, out, begun=True)
     if not place.recipe.exists():
         raise RecipeError(
             f"{place.path} was started from Python and has no recipe. Resume it there: fit(..., resume='{place.path}')."
@@ -43,8 +45,8 @@ def resume(
     class Rewrite:
         """Once the run goes on, its recipe is what it goes on with."""
 
-        def on_train_start(self, state: object, about: object) -> None:  # noqa: ARG002
-            if settings:
+        def on_train_start(self, state: Any, about: Any) -> None:
+            if settings and state.step < about.clock.total and state.standing.stopped is None:
                 disk.replace(place.recipe, built.recipe.to_yaml().encode())
 
     where = run if named else place.path

@@ -10,9 +10,10 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ class Moment:
 
     disk: Disk
     allowed: frozenset[int]
+    best: int | None  # the step whose checkpoint must be there too
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Run:
     logs: dict[int, bytes] = field(default_factory=dict)  # the log up to each save
     at_step: dict[int, int] = field(default_factory=dict)  # the last save of each step
     allowed: frozenset[int] = frozenset({NONE})
+    best: int | None = None
     saves: int = 0
 
     @property
@@ -70,7 +73,7 @@ class Run:
             disk.os = os_of_python
 
     def _watch(self, model: Disk) -> None:
-        self.moments.append(Moment(model.copy(), self.allowed))
+        self.moments.append(Moment(model.copy(), self.allowed, self.best))
 
     def log(self, *steps: int) -> None:
         for step in steps:
@@ -92,6 +95,7 @@ class Run:
         checkpoint.write(self.checkpoints, step, *content(number, step, len(self.logs[number])), before_commit)
         self.allowed = frozenset({number})  # acknowledged: from now on nothing older will do
         self.at_step[step] = number
+        self.best = best if best in self.at_step else None
         retention.prune(self.checkpoints, self.keep, [] if best is None else [best])
 
     def go_back(self, step: int) -> None:
@@ -136,6 +140,42 @@ def saved_twice(run: Run) -> None:
     for step in (1, 1, 2, 2, 2):
         run.log(step)
         run.save(step)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def swept(run: Run) -> None:
+    """Killed between the rename of a step that is saved again and its fsync; then a resume clears up; and the power
+    fails."""
+    run.open_log(0)
+    run.log(1)
+    run.save(1)
+    run.log(1)
+    real = disk.sync_folder
+
+    def dying(path: Path) -> None:
+        if path == run.checkpoints:
+            raise Killed
+        real(path)
+
+    disk.sync_folder = dying
+    try:
+        with suppress(Killed):
+            run.save(1)
+    finally:
+        disk.sync_folder = real
+    retention.sweep(run.checkpoints)
+
+
+def best_pruned(run: Run) -> None:
+    """A planted mistake: nothing protects the best."""
+    run.open_log(0)
+    for step in (1, 2, 3, 4):
+        run.log(step)
+        run.save(step)
+        run.best = 1
 
 
 def gone_back(run: Run) -> None:
@@ -185,7 +225,7 @@ def log_cut_too_early(run: Run) -> None:
     retention.set_aside(run.checkpoints, 2)
 
 
-def fault(folder: Path, run: Run, allowed: frozenset[int]) -> str | None:
+def fault(folder: Path, run: Run, allowed: frozenset[int], best: int | None) -> str | None:
     """What is wrong with what a resume finds in a folder; None when it is as it was acknowledged."""
     retention.sweep(folder / "checkpoints")  # as a resume does first
     try:
@@ -202,6 +242,8 @@ def fault(folder: Path, run: Run, allowed: frozenset[int]) -> str | None:
         not torch.equal(saved.tensors[stem][name], tensor) for stem in tensors for name, tensor in tensors[stem].items()
     ):
         return f"save {number} is not what was written"
+    if best is not None and best not in checkpoint.steps(folder / "checkpoints"):
+        return f"the best, of step {best}, is gone"
     for step in checkpoint.steps(folder / "checkpoints"):  # older ones too: the newest may be damaged later
         if len(list(checkpoint.at(folder / "checkpoints", step).iterdir())) != 4:
             return f"step {step} has lost files"
@@ -231,7 +273,7 @@ def explored(scenario: Callable[[Run], None], keep: int, outcomes: int, lose: fr
         with run.recorded():
             scenario(run)
         disk.close(run.descriptor)
-        seen = dict[tuple[str, frozenset[int]], str | None]()
+        seen = dict[tuple[Any, ...], str | None]()
         bad: list[str] = []
         states = 0
         for moment in run.moments:
@@ -239,17 +281,18 @@ def explored(scenario: Callable[[Run], None], keep: int, outcomes: int, lose: fr
             trees += [moment.disk.after_a_crash(draw) for _ in range(outcomes)]
             for tree in trees:
                 states += 1
-                key = repr(tree), moment.allowed
+                key = repr(tree), moment.allowed, moment.best
                 if key not in seen:
                     build(tree, Path(base) / "state")
-                    seen[key] = fault(Path(base) / "state", run, moment.allowed)
+                    seen[key] = fault(Path(base) / "state", run, moment.allowed, moment.best)
                     shutil.rmtree(Path(base) / "state")
                 if (said := seen[key]) is not None:
                     bad.append(said)
     return Found(len(run.moments), states, len(seen), bad)
 
 
-SCENARIOS = [(plain, 1), (plain, 2), (best_kept, 1), (best_kept, 2), (saved_twice, 1), (saved_twice, 2), (gone_back, 2)]
+SCENARIOS = [(plain, 1), (plain, 2), (best_kept, 1), (best_kept, 2), (saved_twice, 1), (saved_twice, 2), (gone_back, 2),
+             (swept, 1)]  # fmt: skip
 
 
 def test_no_crash_at_any_operation_loses_what_was_acknowledged() -> None:
@@ -272,8 +315,16 @@ def test_no_crash_at_any_operation_loses_what_was_acknowledged() -> None:
         (pruned_too_early, ""),
         (log_not_forced, ""),
         (log_cut_too_early, ""),
+        (best_pruned, ""),
     ],
-    ids=["no fsync of files", "no fsync of folders", "pruned too early", "log not forced", "log cut too early"],
+    ids=[
+        "no fsync of files",
+        "no fsync of folders",
+        "pruned too early",
+        "log not forced",
+        "log cut too early",
+        "best pruned",
+    ],
 )
 def test_the_model_sees_a_planted_mistake(scenario: Callable[[Run], None], lose: str) -> None:
     found = explored(scenario, keep=1, outcomes=8, lose=frozenset({lose}))

@@ -33,7 +33,11 @@ _MEANS = {
     EPOCH: "epochs begin elsewhere",
     "dropout": "the masks of dropout are others",
     "stat_group": "BatchNorm's statistics are others",
+    "the model": "another function is trained",
+    "what is not trained": "other parameters are trained",
     "the criterion": "the loss is another",
+    "the criterion's options": "the loss is another",
+    "the transforms": _BATCH,
     "the learning rate": _STEP,
     "freeze": "other parameters are trained",
     "the schedule by a metric": "the rate falls by another rule",
@@ -60,6 +64,8 @@ _OF_ENVIRONMENT = {  # what is not here changes no bit, and is kept for people
     "processor": _KERNELS,
     "cpu": _KERNELS,
     "vector": _KERNELS,
+    "device": _KERNELS,
+    "micro_batch": f"sums are added in another order: {_BITS}",
     "threads": f"sums are added in another order: {_BITS}",
     "gpu": _KERNELS,
     "cuda": _KERNELS,
@@ -114,8 +120,8 @@ def refusal(changes: Iterable[Change], path: Path) -> ChangedError:
     return ChangedError(
         f"{path} can't go on as the run that it began as:\n  "
         + "\n  ".join(lines(change for change in changes if change.breaks))
-        + "\nGive what it began with; or go on all the same, as another run, with --allow-changes (from Python: "
-        "allow_changes=True)."
+        + "\nGive what it began with; or, where what is saved still fits, go on as another run with --allow-changes "
+        "(from Python: allow_changes=True)."
     )
 
 

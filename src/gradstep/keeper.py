@@ -178,9 +178,9 @@ class Keeper:
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # its hashes hold: somebody wrote it so
             what = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{saved.path}: its state.json is not one of gradstep's ({what}).") from error
-        if any(change.what == "monitor" for change in breaking):
-            state.standing = Standing(stopped=state.standing.stopped)  # values of two metrics are not compared
-        retention.set_aside(folder, saved.step)
+        _judge_anew(state.standing, {change.what for change in breaking})
+        if aside := retention.set_aside(folder, saved.step):
+            notes.append(f"later checkpoints were set aside: {', '.join(aside)} in {folder}")
         self.newest = self._resumed = saved.step
         return progress, found, notes
 
@@ -243,6 +243,14 @@ class Keeper:
         retention.prune(folder, self.policy.keep, {step for step in kept | bests if step is not None})
         assert self.place is not None
         failure.forget(self.place, steps[-1])
+
+
+def _judge_anew(standing: Standing, changed: set[str]) -> None:
+    """What a standing says of a metric, of data or of a patience that is another now says nothing."""
+    if changed & {"monitor", "the content of the data behind the validation part"}:
+        standing.best = standing.best_step = standing.previous = None
+    if changed & {"monitor", "patience"}:
+        standing.falls, standing.stopped = 0, None
 
 
 def held_against(state: TrainState, saved: Saved) -> None:

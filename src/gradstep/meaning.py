@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradstep.data import Feed, Source, augmentations, fingerprint
 from gradstep.data.order import VERSION
@@ -52,7 +53,11 @@ def meaning(
         LENGTH: training.clock.total,
         "dropout": training.update.dropout,
         "stat_group": training.update.stat_group,
+        "the model": _parts(state.model),
+        "what is not trained": [name for name, each in state.model.named_parameters() if not each.requires_grad],
         "the criterion": describe(state.criterion),
+        "the criterion's options": _attributes(state.criterion),
+        "the transforms": about.get("transforms"),
         "the learning rate": list(state.base_rates),
         f"what {type(state.optimizer).__name__} is given": [_options(group) for group in groups],
         "freeze": [group.get("freeze", False) for group in groups],
@@ -61,6 +66,32 @@ def meaning(
         "clip": _plain(asdict(training.clip)) if training.clip else None,
         "ema": [state.ema.decay, state.ema.start, state.ema.evaluate] if state.ema else None,
         **_plain(record),
+    }
+
+
+def _parts(model: nn.Module) -> dict[str, str]:
+    """Each module of the model by its name, as it prints itself: Dropout(p=0.2), ReLU(), a class of the user's."""
+    return {name or "itself": f"{type(part).__name__}({_said(part)})" for name, part in model.named_modules()}
+
+
+def _said(part: nn.Module) -> str:
+    try:
+        return re.sub(r" at 0x[0-9a-f]+", "", part.extra_repr())
+    except Exception:  # the user's own words, which nobody may have asked for before
+        return ""
+
+
+def _attributes(criterion: Any) -> dict[str, Any]:
+    """A criterion's own settings, as `label_smoothing`, which not every loss prints."""
+    if not isinstance(criterion, nn.Module):
+        return {}
+    return {
+        f"{name}.{option}" if name else option: value
+        for name, part in criterion.named_modules()
+        for option, value in vars(part).items()
+        if not option.startswith("_")
+        and option != "training"
+        and isinstance(value, (bool, int, float, str, type(None)))
     }
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from gradstep import checkpoint, disk, facts
+from gradstep.changes import Change
 from gradstep.data import Feed
 from gradstep.errors import RecipeError
 from gradstep.keeper import Keeper, Policy, Progress
 from gradstep.meaning import meaning
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.rundir import RunDir
+from gradstep.scheduling import rates_at
 from gradstep.setup import Training
 from gradstep.update import Sharing
 from gradstep.watching import Watching
@@ -54,8 +56,9 @@ def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> K
     about = facts.about_data(source)  # hashes what it holds
     own = meaning(training, about, valid, watching.record(clock))
     update, metrics = training.update, watching.metrics.metrics.values()
+    here = {"device": str(training.device), "micro_batch": update.micro_batch}
     code = facts.code([training.state.model, training.state.criterion, update.forward, update.unpack, *metrics])
-    return Keeper(place, watching.policy, clock, about, own, facts.environment() | {"code": code})
+    return Keeper(place, watching.policy, clock, about, own, facts.environment() | here | {"code": code})
 
 
 def leave_documents(keeper: Keeper, training: Training) -> None:
@@ -99,3 +102,18 @@ def open_records(
     if progress is not None:
         recorder.go_on(progress.tensors, progress.numbers, training.device)
     return recorder
+
+
+def first_rows(recorder: Recorder, training: Training, found: list[Change], rest: bool) -> bool:
+    """The rows that a process begins with, if any: what was allowed to change, and an epoch's start.
+
+    With `rest` the end of a step is still to come, and an epoch's start with it.
+    """
+    step, rows = training.state.step, len(recorder.journal.rows)
+    for change in found:
+        if change.breaks:  # the record says from where on it is another run's
+            recorder.changed(step, change.what, change.then, change.now)
+    begun = any(row["kind"] == "start" and row["step"] == step for row in recorder.journal.rows)
+    if training.clock.batch(step) == 0 and not begun and not rest:
+        recorder.begin_epoch(step, rates_at(training.state, training.scheduled))
+    return len(recorder.journal.rows) > rows

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradstep.encoding import get, put
-from gradstep.errors import CheckpointError
+from gradstep.errors import ChangedError
 
 Names = Mapping[Tensor, str]
 _NOT_SAVED = ("params", "schedule", "freeze")  # what a group is to do is meaning, as the run's schedule is
@@ -47,13 +47,13 @@ def save(optimizer: Optimizer, names: Names) -> tuple[dict[str, Tensor], dict[st
 
 
 def check(optimizer: Optimizer, names: Names, numbers: Mapping[str, Any]) -> None:
-    """CheckpointError unless the saved state is of this class of optimizer, over the same parameters and groups."""
+    """ChangedError unless the saved state is of this class of optimizer, over the same parameters and groups."""
     own = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
     now, same = type(optimizer).__name__, own == [group["params"] for group in numbers["groups"]]
     if numbers["class"] != now or not same:
         slots = Counter(slot for each in numbers["slots"].values() for slot, _ in each["dict"])
         lost = ", ".join(f"{slot} of {count} parameters" for slot, count in slots.items()) or "nothing"
-        raise CheckpointError(
+        raise ChangedError(
             f"the checkpoint is of {numbers['class']}{'' if same else ' over other parameters or groups'}, and this is "
             f"{now}. Resume with the optimizer that the run was started with; or begin another run from its weights, "
             f"in a recipe by model.weights, which forgets {lost}."

@@ -30,7 +30,7 @@ def prune(folder: Path, keep: int, protected: Iterable[int]) -> None:
     superfluous = [step for step in steps if step not in spared]
     with _storage_errors(folder):
         for step in superfluous:
-            _out_of_sight(folder, step, ".trash-")
+            _out_of_sight(folder, step)
         if superfluous:
             disk.sync_folder(folder)
         for step in superfluous:
@@ -44,6 +44,8 @@ def pinned(folder: Path) -> set[int]:
 
 def sweep(folder: Path) -> None:
     """Removes what killed processes left half done, and puts back what one had moved away to replace and had not."""
+    with _storage_errors(folder):
+        disk.sync_folder(folder)  # what replaced another may not be there for good yet, and then the other is needed
     for replaced in folder.glob(checkpoint.REPLACED + "*"):
         place = folder / replaced.name.removeprefix(checkpoint.REPLACED)
         if not os.path.lexists(place):
@@ -56,21 +58,34 @@ def sweep(folder: Path) -> None:
                 disk.remove_tree(path)
 
 
-def set_aside(folder: Path, after: int) -> None:
-    """Takes checkpoints later than `after` out of the count, because the run goes on from there.
+def set_aside(folder: Path, after: int) -> list[str]:
+    """Takes checkpoints later than `after` out of the count, because the run goes on from there. Their new names.
 
-    The log is to be cut back only after this: until then it may still be needed up to the latest of them.
+    Whoever wants one back renames it. The log is to be cut back only after this: until then it may still be needed up
+    to the latest of them.
     """
-    later = [step for step in checkpoint.steps(folder) if step > after]
+    names = []
     with _storage_errors(folder):
-        for step in reversed(later):
-            _out_of_sight(folder, step, ".abandoned-")
-        if later:
+        for step in reversed([step for step in checkpoint.steps(folder) if step > after]):
+            names.append(_free_name(folder, f".abandoned-{step:08d}"))
+            disk.rename(checkpoint.at(folder, step), folder / names[-1])
+            if step in pinned(folder):  # the pin was on this one, and not on whatever comes to this step now
+                disk.rename(folder / f"step-{step:08d}.pinned", folder / f"{names[-1]}.pinned")
+        if names:
             disk.sync_folder(folder)
+    return names
 
 
-def _out_of_sight(folder: Path, step: int, prefix: str) -> None:
-    beside = folder / f"{prefix}{step:08d}"
+def _free_name(folder: Path, name: str) -> str:
+    """The name, or with a number behind it where that was given out: nothing that was set aside is written over."""
+    taken = {path.name for path in folder.glob(f"{name}*")}
+    return next(
+        each for each in (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3))) if each not in taken
+    )
+
+
+def _out_of_sight(folder: Path, step: int) -> None:
+    beside = folder / f".trash-{step:08d}"
     disk.remove_tree(beside)
     disk.rename(checkpoint.at(folder, step), beside)
 

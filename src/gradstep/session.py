@@ -21,7 +21,7 @@ from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
 from gradstep.keeper import Progress
 from gradstep.keys import kept_streams
-from gradstep.opening import keeper_of, leave_documents, open_records, place_of, room
+from gradstep.opening import first_rows, keeper_of, leave_documents, open_records, place_of, room
 from gradstep.record import Console, Stopwatch
 from gradstep.run import Run
 from gradstep.rundir import RunDir
@@ -92,8 +92,7 @@ class Session:
             lines += [("note", note) for note in notes] + [("changed", line) for line in changes.lines(found)]
         lines += [("run", str(place.path)), *room(place, self.training, self.watching.policy)] if place else []
         lines += [("resumed", where(self.state.step, self.clock))] if resumed else []
-        self._console.facts(lines)
-        self._console.line()
+        self._console.facts([*lines, ("", "")])
         self._cut = progress.rest if progress else False
         self._watch = Stopwatch()
         whole = bool(place and progress and self.finished_before and place.weights.exists())
@@ -120,7 +119,7 @@ class Session:
         )
 
     def _begin(self, found: list[changes.Change]) -> None:
-        place, step, journal = self._place, self.state.step, self._recorder.journal
+        place = self._place
         leave_documents(self._keeper, self.training)
         samples: int | None = getattr(self.training.feed, "samples", None)
         about = About(place.path if place else None, self.clock, self._watch, samples)
@@ -128,14 +127,8 @@ class Session:
         self._keeper.begin(self.state)
         if self.finished_before:
             return
-        rows = len(journal.rows)
-        for change in found:
-            if change.breaks:  # the record says from where on it is another run's
-                self._recorder.changed(step, change.what, change.then, change.now)
-        begun = any(row["kind"] == "start" and row["step"] == step for row in journal.rows)
-        if self.clock.batch(step) == 0 and not begun and not self._cut:
-            self._recorder.begin_epoch(step, rates_at(self.state, self.training.scheduled))
-        if place is not None and len(journal.rows) > rows:
+        written = first_rows(self._recorder, self.training, found, rest=self._cut)
+        if place is not None and written:
             # Step 0, so that no run dies at its first checkpoint; or what the run has become by going on otherwise,
             # so that nothing goes back to what it was before.
             self._write(self._progress(rest=self._cut))
@@ -165,7 +158,7 @@ class Session:
             raise
         except Exception as error:
             plain = failure.plainly(error, self.training.feed, self.training.update.micro_batch)
-            self._note_failure(plain or error, self.state.step)
+            self._note_failure(plain or error)
             if plain is not None and plain is not error:
                 raise plain from error
             raise
@@ -197,7 +190,7 @@ class Session:
 
     def note(self, outcome: Outcome | None) -> None:
         """A step was done. Waits for the device only when it is time to show something."""
-        self._ending, self._improved = False, False
+        self._ending, self._improved = True, False
         if outcome is None:
             return
         self._recorder.step(outcome, self.state.samples, self._rates)
@@ -232,7 +225,7 @@ class Session:
         """Validates, and judges: the best is updated and patience counted before any hook hears of it."""
         state, step, watching = self.state, self.state.step, self.watching
         self._remember()  # a loss that is no number ends the run here, not after the evaluation
-        # A signal may come while it puts back modes and buffers: `untouched` around it puts back what it could not.
+        # A signal may come while it puts back modes and buffers: this puts back what it could not.
         kept = untouched(state.judged, state.criterion)
         with self._recorder.stopwatch.away(evaluation=True), kept, self._interruption.cuts():
             parts = [what for what in ("train_clean", "valid") if what in self._feeds]
@@ -283,16 +276,15 @@ class Session:
 
         A run that is only paused gets neither test nor weights: both belong to its end.
         """
-        state = self.state
         self._settle()
-        self._recorder.read(state.step)
+        self._recorder.read(self.state.step)
         self._console.close()
         if "test" in self._feeds and self._paused is None:
             self._test()
         if self._paused is None:
             self._recorder.journal.sync()  # first the record, since where weights to use are, a run is at its end
-            self._keeper.publish(state)
-        self._events.tell("on_train_end", state)
+            self._keeper.publish(self.state)
+        self._events.tell("on_train_end", self.state)
         for line in closing_lines(self.run(), self.clock, self._place):
             self._console.line(line)
 
@@ -314,10 +306,9 @@ class Session:
 
     def _remember(self) -> None:
         """Before the end of a step begins to change anything: a signal in its evaluation takes us back to here."""
-        if not self._ending:
-            self._ending = True
-            self._rest = self._progress(rest=True) if self._place is not None else None
-            self._recorder.read(self.state.step)  # without a place too: rows come in this order
+        self._recorder.read(self.state.step)  # without a place too: rows come in this order
+        if self._place is not None and self._rest is None:
+            self._rest = self._progress(rest=True)
 
     def _write(self, progress: Progress) -> None:
         with self._recorder.stopwatch.away():
@@ -345,7 +336,7 @@ class Session:
                 raise error
             self._rewind(error.step - 1)  # may find that it is one too many, or that the last checkpoint failed
         except DivergedError as last:
-            self._note_failure(last, self.state.step if last.step is None else last.step - 1)
+            self._note_failure(last)
             raise
 
     def _rewind(self, at: int) -> None:
@@ -368,12 +359,16 @@ class Session:
         self._recorder.measured("test", self.state.step, values)
         self._console.line("test      " + "  ".join(shown(values)))
 
-    def _note_failure(self, error: Exception, at: int) -> None:
+    def _note_failure(self, error: Exception) -> None:
         with suppress(Exception):  # the rows of the steps before it, as far as they can be had
             self._recorder.read(self.state.step)
         self._keeper.saver.close()  # waits: then it is known which checkpoint is the last
-        if self._place is not None:
-            error.add_note(failure.note(self._place, at, self.clock, self.training.feed, error, self._keeper.newest))
+        if self._place is None:
+            return
+        diverged = isinstance(error, DivergedError) and error.step  # an evaluation or a hook has no samples
+        at = diverged - 1 if diverged else self.state.step - self._ending
+        feed = self.training.feed if diverged or not self._ending else None
+        error.add_note(failure.note(self._place, at, self.clock, feed, error, self._keeper.newest))
 
     def _show_epoch(self) -> None:
         self._recorder.show_epoch(self._improved_since_line)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradstep import module_state, optimizer_state
-from gradstep.errors import CheckpointError
+from gradstep.errors import ChangedError, CheckpointError
 from gradstep.module_state import load_module as load_module
 from gradstep.module_state import module_tensors as module_tensors
 from gradstep.optim import values
@@ -119,7 +119,7 @@ class TrainState:
         if "criterion" in files and not isinstance(self.criterion, nn.Module):
             raise CheckpointError("the checkpoint holds tensors of a criterion, and this one is a function.")
         if ("ema" in files) != (self.ema is not None) or len(numbers["plateaus"]) != len(self.plateaus):
-            raise CheckpointError(
+            raise ChangedError(
                 "the checkpoint is of a run with another ema, or another schedule. Resume with those it began with."
             )
         modules = [(file, module) for file, module in self._modules() if file in files]

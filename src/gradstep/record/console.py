@@ -45,7 +45,7 @@ class Console:
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """`label  text` lines, labels aligned; a label given empty goes on with the line before."""
         for label, text in facts:
-            self.line(f"{label:<10}{text}")
+            self.line(f"{label:<10}{text}".rstrip())
 
     def progress(self, step: int, total: int, epoch: int, loss: float | None, speed: float, left: float | None) -> None:
         """Where training is: `loss` is the running one, `speed` in samples/s, `left` in seconds."""

@@ -163,7 +163,10 @@ GRADSTEP = Offer(
         "ragged": {"": "fit(micro_batch=4) on a batch of 9"},
         "short window": {"": "fit(micro_batch=4), batches of 16, one epoch of 40 samples"},
         "tokens": {"": "fit(micro_batch=2), torch's CrossEntropyLoss"},
-        "resume": {"epoch": "fit(out=..., resume=True, checkpoint={'every': '1 epoch'}); keyed dropout"},
+        "resume": {
+            "step": "fit(out=..., resume=True, checkpoint={'every': '1 step'}); keyed dropout",
+            "epoch": "fit(out=..., resume=True, checkpoint={'every': '1 epoch'})",
+        },
         "lbfgs": {"": "fit(optimizer=LBFGS, micro_batch=4) on a batch of 16"},
         "schedule": {"": "fit(schedule=..., micro_batch=4)"},
         "save": {"epoch": "fit(out=..., resume=True, checkpoint={'every': '1 epoch'})"},

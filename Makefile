@@ -30,7 +30,7 @@ bench: .venv/ready
 exactness: .venv-peers/ready
 	.venv-peers/bin/python -m benchmarks.exactness
 
-# Plants bugs in a copy of the source, one at a time, and sees that the tests catch each; a quarter of an hour.
+# Plants bugs in a copy of the source, one at a time, and sees that the tests catch each; ten minutes.
 mutations: .venv/ready
 	$(BIN)/python -m tests.mutations --record benchmarks/records/mutations.json
 

@@ -31,6 +31,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: as many commands as processes train at once
+
 import numpy
 import torch
 from PIL import Image
@@ -64,12 +66,14 @@ def write_images(folder: Path) -> None:
         Image.fromarray(image[0].numpy()).save(folder / str(label) / f"{number}.png")
 
 
-def write_recipes(folder: Path, epochs: int = 10) -> list[str]:
-    """A recipe for each scenario, the images beside them. With ten epochs a run takes seconds."""
+def write_recipes(folder: Path, epochs: int = 8) -> list[str]:
+    """A recipe for each scenario, the images beside them. With eight epochs a run takes seconds."""
     write_images(folder / "images")
     for scenario, changes in SCENARIOS.items():
         recipe = {**RECIPE, **changes, "quiet": False, "log_every": "3 steps", "evaluate_every": "7 steps"}
         recipe |= {"steps": epochs * STEPS_AN_EPOCH - 5} if recipe.get("steps") else {"epochs": epochs}
+        if "on_nonfinite" in recipe:
+            recipe["on_nonfinite"] = {"rewind": 1000}  # a longer run has more such steps
         if scenario in WORKERS:
             own = {"train": str(folder / "images"), "transform": "tests.torture:pixels", "transforms": []}
             recipe |= {"data": {**recipe["data"], **own}, "workers": WORKERS[scenario]}
@@ -93,7 +97,7 @@ class Killed:
     scenario: str
     kills: int = 0
     alone: int = 0  # of the kills: the process alone, not its group
-    phases: Counter[str] = field(default_factory=Counter)
+    phases: dict[str, int] = field(default_factory=dict)
     again_in_the_epoch: int = 0  # kills that came in the epoch in which the one before had come
     differences: list[str] = field(default_factory=list)
     leftovers: int = 0
@@ -193,7 +197,8 @@ def _kill(command: Command, draw: random.Random, out: Path, found: Killed) -> No
     command.send(signal.SIGKILL, group=not alone)
     command.wait()
     found.kills, found.alone = found.kills + 1, found.alone + alone
-    found.phases[phase(command, out)] += 1
+    during = phase(command, out)
+    found.phases[during] = found.phases.get(during, 0) + 1
     found.leftovers += len(command.left())
 
 
@@ -244,7 +249,7 @@ def _runs(folder: Path, given: argparse.Namespace, done: dict[int, Killed]) -> I
     kills, until = sum(run.kills for run in done.values()), time.time() + given.seconds
     numbers = (number for number in range(10**9) if number not in done)
     at_work: set[Future[Killed]] = set()
-    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("fork")) as pool:
         while True:
             while len(at_work) < given.processes and kills < given.kills and time.time() < until:
                 number = next(numbers)
@@ -259,7 +264,7 @@ def _runs(folder: Path, given: argparse.Namespace, done: dict[int, Killed]) -> I
 
 
 def _record(runs: list[Killed], given: argparse.Namespace) -> dict[str, Any]:
-    phases = sum((run.phases for run in runs), Counter())
+    phases = sum((Counter(run.phases) for run in runs), Counter())
     return {
         "kills": sum(run.kills for run in runs),
         "kills_of_the_process_alone": sum(run.alone for run in runs),
@@ -296,7 +301,7 @@ def main() -> None:
     prepared(folder)
     lines = folder / f"runs-{given.seed}.jsonl"
     found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-    done = {each["number"]: Killed(**{**each, "phases": Counter(each["phases"])}) for each in found}
+    done = {each["number"]: Killed(**each) for each in found}
     print(f"{folder}: {len(done)} runs were done before", flush=True)
     runs: list[Killed] = []
     for run in _runs(folder, given, done):

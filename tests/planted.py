@@ -182,7 +182,7 @@ LOST = [
     _bug(
         "the start of an epoch is recorded again",
         MOMENTUM,
-        ("session.py", "and not begun and not self._cut", "and not self._cut"),
+        ("opening.py", "and not begun and not rest", "and not rest"),
     ),
     _bug(
         "the rest of a step is done twice after a signal in its evaluation",
@@ -252,7 +252,7 @@ DISK = [
     _bug(
         "the best is pruned",
         PLATEAU,
-        ("keeper.py", "bests = {_best_of(folder, step) for step in kept if step in steps}", "bests = {None}"),
+        ("keeper.py", "bests = {_best_of(folder, step) for step in kept if step is not None}", "bests = {None}"),
     ),
     _bug(
         "the log is not forced to the disk before a checkpoint that counts on it",
@@ -267,7 +267,7 @@ DISK = [
     _bug(
         "later checkpoints are set aside after the log was cut",
         f"{ORDER}test_killed_at_any_change_while_going_back_to_an_earlier_checkpoint_a_run_can_be_gone_on_with",
-        ("keeper.py", "        retention.set_aside(folder, saved.step)\n", ""),
+        ("keeper.py", "if aside := retention.set_aside(folder, saved.step):", "if aside := []:"),
         (
             "session.py",
             "        self._open_records(progress, whole)\n",

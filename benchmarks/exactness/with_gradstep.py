@@ -22,6 +22,6 @@ def train(task: Task) -> None:
     source = data if task.shuffle else DataLoader(TensorDataset(*data), batch_size=task.batch)
     gradstep.fit(
         task.model, task.criterion, source, optimizer=task.optimizer(task.model.parameters()), epochs=task.epochs,
-        batch_size=task.batch, seed=1, out=task.folder, name="run", resume=True, checkpoint={"every": f"1 {task.every}"},
-        plan="plain", device="cpu", quiet=True,
+        batch_size=task.batch, seed=1, out=task.folder, name="run", resume=True,
+        checkpoint={"every": f"1 {task.every}"}, plan="plain", device="cpu", quiet=True,
     )  # fmt: skip

@@ -306,15 +306,15 @@ def main() -> None:
     runs: list[Killed] = []
     for run in _runs(folder, given, done):
         runs.append(run)
+        record = _record(runs, given)
+        if given.record is not None:
+            given.record.write_text(json.dumps(record, indent=1) + "\n")
         if run.number in done:
             continue
         with lines.open("a") as file:
             file.write(json.dumps(asdict(run)) + "\n")
-        record = _record(runs, given)
-        if given.record is not None:
-            given.record.write_text(json.dumps(record, indent=1) + "\n")
-        print("  ".join(f"{name} {record[name]}" for name in ("kills", "runs", "differences", "leftover_processes")),
-              f" {run.scenario}: {run.kills} kills", *run.differences, flush=True)  # fmt: skip
+        counts = [f"{name} {record[name]}" for name in ("kills", "runs", "differences", "leftover_processes")]
+        print("  ".join([*counts, f"{run.scenario}: {run.kills} kills", *run.differences]), flush=True)
     raise SystemExit(any(run.differences or run.leftovers for run in runs))
 
 

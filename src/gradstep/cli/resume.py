@@ -33,7 +33,8 @@ def resume(
     place = named[0] if named else RunDir.find(run, out, begun=True)
     if not place.recipe.exists():
         raise RecipeError(
-            f"{place.path} was started from Python and has no recipe. Resume it there: fit(..., resume='{place.path}')."
+            f"{place.path} has no recipe. If it was started from Python, resume it there: fit(..., "
+            f"resume='{place.path}'). If its command was killed before the first step, nothing is lost: type it again."
         )
     document = find(str(place.path))[1]
     recipe = Recipe.parse(override(document, settings or []), str(place.recipe))

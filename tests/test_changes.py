@@ -135,8 +135,8 @@ def test_the_refusal_lists_what_breaks_and_what_to_do() -> None:
         "runs/0001-x can't go on as the run that it began as:\n"
         "  seed: 0 -> 3 (every random draw is another: the order, the augmentation, the masks of dropout)\n"
         "  log_every: 50 -> 5 (the metrics file is another)\n"
-        "Give what it began with; or go on all the same, as another run, with --allow-changes (from Python: "
-        "allow_changes=True)."
+        "Give what it began with; or, where what is saved still fits, go on as another run with --allow-changes (from "
+        "Python: allow_changes=True)."
     )
 
 

@@ -166,7 +166,7 @@ class Session:
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The batches; a signal cuts the wait for one short, since between two steps nothing is half done."""
         while True:
-            self._ending, self._rest = False, None  # the step before this wait is done as a whole
+            self._ending, self._half, self._rest = False, False, None  # the step before this wait is done as a whole
             with self._interruption.cuts():
                 try:
                     batch = next(batches)

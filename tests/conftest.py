@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that are run under nohup hear it too, and so do their processes
+
 # The machine may be busy, so no example has a deadline; and a run of the tests is the same every time.
 settings.register_profile(
     "gradstep", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]

@@ -135,11 +135,11 @@ def spoiled(gradients: Iterable[Tensor | None]) -> Tensor:
         by_kind.setdefault((gradient.device, gradient.dtype, read_only), []).append(gradient)
     found = []
     for (device, _, read_only), some in by_kind.items():
-        flag = torch.zeros((), device=device)
+        flag = torch.zeros((), dtype=torch.float32, device=device)  # whatever the default is
         if read_only:
             flag = torch.stack([~each.isfinite().all() for each in some]).any().float()
         else:
-            torch._amp_foreach_non_finite_check_and_unscale_(some, flag, torch.ones((), device=device))
+            torch._amp_foreach_non_finite_check_and_unscale_(some, flag, torch.ones_like(flag))
         found.append(flag)
     if len(found) == 1:
         return found[0]

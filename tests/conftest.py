@@ -14,7 +14,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that are run under nohup hear it too, and so do their processes
+# Tests that are run under nohup or in a shell's background hear these too, and so do their processes.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The machine may be busy, so no example has a deadline; and a run of the tests is the same every time.
 settings.register_profile(

@@ -115,7 +115,9 @@ def test_in_the_last_line_of_a_step_it_leaves_no_half_step(
     update, at = Average.update, once(number)
     monkeypatch.setattr(Average, "update", lambda *given: (at(), update(*given)))
     run = fit(tmp_path)
-    assert (run.paused, run.state.step) == ("SIGINT", number - 1)
+    assert run.paused == "SIGINT"
+    # Where the checkpoint before it is still being written, the step is not cut but finished.
+    assert run.state.step in ((number - 1,) if number == 1 else (number - 1, number))
     assert fit(tmp_path).paused is None
     assert what_is_left(tmp_path / "0001-run") == whole
 

@@ -230,15 +230,15 @@ def test_a_change_is_refused_by_what_it_is_and_allowed_it_is_in_force(type_: Com
     assert type_("resume")[0] == 0  # it is what the recipe says now
 
 
-def test_a_run_made_shorter_than_it_is_ends_where_it_is(type_: Command) -> None:
+def test_a_run_made_shorter_than_it_is_is_refused_whatever_is_allowed(type_: Command) -> None:
     run = cut(type_)
     code, _, err = type_("resume", "1", "epochs=1")
     assert code == 2
     assert "the number of steps in all: 12 -> 3 (6 steps are done)" in err
-    code, out, err = type_("resume", "1", "epochs=1", "--allow-changes")
-    assert (code, err) == (0, "")
-    assert "already finished at step 6" in out
-    assert (run / "model.safetensors").exists()
+    code, _, err = type_("resume", "1", "epochs=1", "--allow-changes")
+    assert code == 2
+    assert "6 steps are done, and the run is to have 3. Give it more epochs or steps" in err
+    assert not (run / "model.safetensors").exists()
 
 
 def test_a_recipe_that_was_edited_by_hand_is_a_change(type_: Command) -> None:

@@ -463,7 +463,7 @@ def test_the_same_clip_or_optimizer_in_other_words_goes_on(tmp_path: Path) -> No
 def test_another_optimizer_over_the_same_parameters_is_named(tmp_path: Path) -> None:
     fit(**by(torch.optim.Adam), out=tmp_path, name="net", hooks=[InterruptAt(2)])
     with pytest.raises(
-        gradstep.errors.CheckpointError, match=r"of Adam, and this is AdamW.* forgets step of 4 parameters"
+        gradstep.errors.ChangedError, match=r"of Adam, and this is AdamW.* forgets step of 4 parameters"
     ):
         fit(**by(torch.optim.AdamW), out=tmp_path, name="net", resume=True)
 

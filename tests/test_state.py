@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import gradstep
 from gradstep import checkpoint
 from gradstep.clock import Clock
-from gradstep.errors import CheckpointError, ModelError
+from gradstep.errors import ChangedError, CheckpointError, ModelError
 from gradstep.optim.averaging import Averaging
 from gradstep.state import Standing, TrainState, load_module, module_tensors, non_finite
 
@@ -82,9 +82,15 @@ def train(state: TrainState, first: int, last: int) -> list[float]:
     return losses
 
 
+def what_was_read(path: Path) -> tuple[Any, Any]:
+    saved = checkpoint.read(path)
+    return saved.tensors, saved.values
+
+
 def through_disk(state: TrainState, into: TrainState, folder: Path) -> TrainState:
+    folder.mkdir(exist_ok=True)
     path = checkpoint.write(folder, state.step, state.tensors(), state.numbers())
-    into.load(*checkpoint.read(path))
+    into.load(*what_was_read(path))
     return into
 
 
@@ -283,7 +289,7 @@ def test_a_criterion_whose_tensors_have_no_place_is_an_error_and_not_lost(tmp_pa
     plain = with_criterion(1)
     plain.criterion = nn.functional.cross_entropy
     with pytest.raises((ModelError, CheckpointError), match="criterion"):
-        plain.load(*checkpoint.read(path))
+        plain.load(*what_was_read(path))
 
 
 @FAST
@@ -470,12 +476,12 @@ def test_options_given_now_are_kept_where_that_is_asked_for_and_all_else_is_load
     stopped.seed, stopped.left_out = 5, [2, 3]
     train(stopped, 0, 3)
     path = checkpoint.write(tmp_path, 3, stopped.tensors(), stopped.numbers())
-    fresh.load(*checkpoint.read(path), keep_options=True)
+    fresh.load(*what_was_read(path), keep_options=True)
     assert [(group["lr"], group["momentum"]) for group in fresh.optimizer.param_groups] == [(0.7, 0.5), (0.5, 0)]
     assert (fresh.base_rates, fresh.seed) == ([0.7, 0.5], 0)
     assert (fresh.step, fresh.samples, fresh.left_out) == (3, 24, [2, 3])
     assert parts(fresh.tensors()) == parts(stopped.tensors())
-    fresh.load(*checkpoint.read(path))
+    fresh.load(*what_was_read(path))
     assert (fresh.base_rates, fresh.seed) == ([0.1, 0.5], 5)
 
 
@@ -623,7 +629,7 @@ def test_weights_that_do_not_fit_are_named(tensors: dict[str, Tensor], said: str
     ],
 )
 def test_another_optimizer_or_other_parameters_are_refused(other: Make, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Resume with the optimizer that the run was started with"):
+    with pytest.raises(ChangedError, match="Resume with the optimizer that the run was started with"):
         through_disk(OPTIMIZERS["Adam"](0), other(0), tmp_path)
 
 

@@ -208,6 +208,9 @@ def test_what_opens_and_can_t_be_loaded_is_an_error_of_the_checkpoint_too(tmp_pa
     path.write_bytes(file({"a": entry(0, 3, [4], "F6_E2M3")}, b"123"))
     with pytest.raises(CheckpointError, match=r"model\.safetensors: 'a' can't be read"):
         tensorfile.opened(path)["a"]
+    path.write_bytes(file({"a": entry(0, 0, [0, 2**63], "F32")}, b""))  # no elements, and a size that torch can't have
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: 'a' can't be read"):
+        tensorfile.opened(path)["a"]
 
 
 @FAST

@@ -45,6 +45,8 @@ def note(place: RunDir, step: int, clock: Clock, feed: Any, error: BaseException
             "samples": samples,
             "error": type(error).__qualname__,
             "message": _said(error),
+            # A batch can be left out; a state that has become infinite can't.
+            "of_a_batch": isinstance(error, DivergedError) and error.step is not None and not error.in_state,
             "where": _where(error),
             "checkpoint": checkpoint_step,
             "times": _times(place, step + 1, error) + 1,
@@ -70,7 +72,7 @@ def _out_of_memory(error: BaseException, feed: Any, micro_batch: int | None) -> 
     return OutOfMemoryError(f"out of memory ({said[0] if said else type(error).__name__}). {less}.")
 
 
-def refuse_a_fourth(place: RunDir, leaves_out: bool) -> None:
+def refuse_a_fourth(place: RunDir, leaves_out: bool = False) -> None:
     """Before a resumed run trains: raises where it died three times at one step of one error.
 
     One that `leaves_out` steps without a finite gradient goes on where it died of such a step.
@@ -79,7 +81,7 @@ def refuse_a_fourth(place: RunDir, leaves_out: bool) -> None:
     if found is None or found["times"] < _ENOUGH:
         return
     diverged = found["error"] == DivergedError.__name__
-    if diverged and leaves_out:
+    if leaves_out and found.get("of_a_batch"):
         return
     kind = DivergedError if diverged else GradstepError
     look = (

@@ -44,6 +44,8 @@ def pinned(folder: Path) -> set[int]:
 
 def sweep(folder: Path) -> None:
     """Removes what killed processes left half done, and puts back what one had moved away to replace and had not."""
+    if not folder.is_dir():
+        return
     with _storage_errors(folder):
         disk.sync_folder(folder)  # what replaced another may not be there for good yet, and then the other is needed
     for replaced in folder.glob(checkpoint.REPLACED + "*"):

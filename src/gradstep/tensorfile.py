@@ -122,7 +122,7 @@ class _Tensors(Mapping[str, Tensor]):
             raise KeyError(name)
         try:
             copy: Tensor = self._file.get_tensor(name).clone()
-        except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
+        except (SafetensorError, RuntimeError, ValueError, OverflowError, TypeError) as error:
             raise CheckpointError(f"{self._path}: '{cut(name)}' can't be read ({cut(error)}).") from error
         return copy
 

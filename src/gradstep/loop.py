@@ -189,7 +189,7 @@ def fit(
     """Trains `model` and returns the run.
 
     The result depends on model, criterion, data, optimizer, schedule, clip, ema, batch_size, drop_last, stat_group,
-    epochs or steps, seed and dropout; on where patience or a hook stops it; and on nothing else here.
+    epochs or steps, on_nonfinite, seed and dropout; on where patience or a hook stops it; and on nothing else here.
 
     Args:
         criterion: `(outputs, targets)` to a scalar, one loss per sample (averaged), or a dict of named terms (summed).

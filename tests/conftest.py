@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 # Tests that are run under nohup or in a shell's background hear these too, and so do their processes.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+_HANDLERS = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
 
 # The machine may be busy, so no example has a deadline; and a run of the tests is the same every time.
 settings.register_profile(
@@ -43,12 +44,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_signal_handlers() -> Iterator[None]:
-    """The command line's main, called in this process, sets some for the rest of it."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
+def _own_signal_handlers() -> None:
+    """The command line's main, called in this process, sets some for the rest of it: a test's or a module's fixture."""
+    for number, handler in _HANDLERS.items():
         signal.signal(number, handler)
 
 

@@ -252,7 +252,7 @@ DISK = [
     _bug(
         "the best is pruned",
         PLATEAU,
-        ("keeper.py", "bests = {_best_of(folder, step) for step in kept if step is not None}", "bests = {None}"),
+        ("keeper.py", "if (best := _best_of(folder, step)) is not None}", "if False}"),
     ),
     _bug(
         "the log is not forced to the disk before a checkpoint that counts on it",

@@ -263,7 +263,7 @@ def test_leftovers_and_other_files_are_not_counted(tmp_path: Path) -> None:
         shutil.copytree(checkpoint.at(tmp_path, 5), tmp_path / name)
     assert checkpoint.steps(tmp_path) == [5]
     assert found_in(tmp_path) == (5, [])
-    retention.prune(tmp_path, 1, [])
+    retention.prune(tmp_path, retention.kept(tmp_path, 1))
     assert is_whole(tmp_path, 5)
 
 

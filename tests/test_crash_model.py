@@ -96,7 +96,8 @@ class Run:
         self.allowed = frozenset({number})  # acknowledged: from now on nothing older will do
         self.at_step[step] = number
         self.best = best if best in self.at_step else None
-        retention.prune(self.checkpoints, self.keep, [] if best is None else [best])
+        protected = [] if best is None else [best]
+        retention.prune(self.checkpoints, retention.kept(self.checkpoints, self.keep, protected))
 
     def go_back(self, step: int) -> None:
         """A resume from an earlier checkpoint: later ones are set aside, and only then is the log cut."""

@@ -17,6 +17,7 @@ from torch import nn
 
 import gradstep
 from gradstep import checkpoint
+from gradstep.interrupt import Interruption
 from gradstep.optim.averaging import Average
 from gradstep.state import module_tensors
 from tests.killing import Net, what_is_left
@@ -135,7 +136,7 @@ class Counts(Net):
         return super().forward(inputs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        heard = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        heard = isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Interruption)
         if heard and name == "training" and value and not self.__dict__.get("training", True):
             self.at()
         super().__setattr__(name, value)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -497,3 +498,9 @@ def test_no_gradients_at_all_are_fine_and_odd_layouts_too() -> None:
         assert bool(spoiled([spread])) == (value == INF)
         assert bool(spoiled([torch.full((2, 3), value).T[1:]])) == (value == INF)
         assert bool(spoiled([torch.full((1, 2, 3, 3), value).to(memory_format=torch.channels_last)])) == (value == INF)
+        whole = torch.full((2, 4), value)
+        for layout in (torch.sparse_csr, torch.sparse_csc):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says that these are a beta
+                compressed = whole.to_sparse(layout=layout)
+            assert bool(spoiled([whole.clone().fill_(1.0), compressed])) == (value == INF)

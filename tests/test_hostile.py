@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradstep import checkpoint
+from gradstep import checkpoint, fit
 from gradstep.errors import CheckpointError
 from tests.fuzz_reader import Corpus, look_at
 from tests.test_tensorfile import MALICIOUS
@@ -250,7 +250,7 @@ def test_all_of_them_are_refused_in_bounded_memory(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from gradstep import checkpoint
+from gradstep import checkpoint, fit
 from gradstep.errors import CheckpointError
 folder, used = Path({str(tmp_path)!r}), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = used()
@@ -320,7 +320,7 @@ def test_reading_in_little_address_space_is_enough_for_a_file_of_10_gb_that_is_n
     code = f"""
 import resource
 from pathlib import Path
-from gradstep import checkpoint
+from gradstep import checkpoint, fit
 from gradstep.errors import CheckpointError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
@@ -351,3 +351,35 @@ def test_what_the_fuzzer_kept_is_still_refused_or_read_as_it_was(name: str, tmp_
     assert found.fault is None
     assert (found.message is None) == (said is None)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEGABYTES * 1024
+
+
+FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no progress": (lambda state: state.pop("progress"), "has no progress"),
+    "another step": (lambda state: state.update(step=10**30), "is of step 1000000"),
+    "a meaning that is a word": (lambda state: state.update(meaning="x"), "is not one of gradstep's"),
+    "no log": (lambda state: state["log"].clear(), "is not one of gradstep's .KeyError: 'offset'"),
+    "no list of plateaus": (lambda state: state.update(plateaus=None), "is not one of gradstep's"),
+    "a standing with an unknown word": (lambda state: state["standing"].update(more=1), "is not one of gradstep's"),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_state_that_somebody_wrote_with_right_hashes_is_refused_and_the_run_stays_as_it_was(
+    case: str, tmp_path: Path
+) -> None:
+    def train(resume: bool) -> None:
+        model, data = torch.nn.Linear(2, 2), (torch.zeros(8, 2), torch.zeros(8, dtype=torch.long))
+        fit(model, torch.nn.CrossEntropyLoss(), data, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), batch_size=4,
+            epochs=1, out=tmp_path, name="run", resume=resume, quiet=True, checkpoint={"keep": 1})  # fmt: skip
+
+    train(resume=False)
+    change, said = FORGED[case]
+    (path,) = (tmp_path / "0001-run" / "checkpoints").glob("step-*")
+    state = json.loads((path / "state.json").read_text())
+    change(state)
+    (path / "state.json").write_text(json.dumps(state))
+    sign(path, step=2)
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    with pytest.raises(CheckpointError, match=said):
+        train(resume=True)
+    assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before

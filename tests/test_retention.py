@@ -37,7 +37,7 @@ def test_prune_keeps_the_newest_the_protected_and_the_pinned_and_nothing_else(
     write(folder, *steps)
     for step in pinned:
         (folder / f"step-{step:08d}.pinned").touch()
-    retention.prune(folder, keep, protected)
+    retention.prune(folder, retention.kept(folder, keep, protected))
     left = set(sorted(steps)[-keep:]) | (steps & (protected | pinned))
     assert {name for name in listing(folder) if not name.endswith(".pinned")} == {f"step-{step:08d}" for step in left}
     assert all(is_whole(folder, step) for step in left)
@@ -49,11 +49,11 @@ def test_whichever_operation_of_pruning_fails_what_is_to_stay_is_whole_and_what_
 ) -> None:
     write(tmp_path, 1, 2, 3)
     with broken(FailingOs()) as counting:
-        retention.prune(tmp_path, 1, [])
+        retention.prune(tmp_path, retention.kept(tmp_path, 1))
     for at in range(len(counting.done)):
         write(tmp_path, 1, 2)
         with broken(FailingOs(at, errno.EIO, for_good=True)), pytest.raises(StorageError, match="Input/output error"):
-            retention.prune(tmp_path, 1, [])
+            retention.prune(tmp_path, retention.kept(tmp_path, 1))
         assert 3 in checkpoint.steps(tmp_path)
         assert all(is_whole(tmp_path, step) for step in checkpoint.steps(tmp_path))
         retention.sweep(tmp_path)
@@ -63,7 +63,7 @@ def test_whichever_operation_of_pruning_fails_what_is_to_stay_is_whole_and_what_
 def test_no_file_of_a_pruned_checkpoint_goes_before_its_folder_is_out_of_sight_for_good(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, 3)
     with broken(FailingOs()) as counting:
-        retention.prune(tmp_path, 1, [])
+        retention.prune(tmp_path, retention.kept(tmp_path, 1))
     changes = [name for name in counting.done if name in ("rename", "fsync", "unlink", "rmdir")]
     assert changes[:3] == ["rename", "rename", "fsync"]
     assert set(changes[3:]) == {"unlink", "rmdir"}
@@ -121,7 +121,7 @@ def test_one_that_was_to_be_replaced_is_put_back_if_nothing_took_its_place(tmp_p
 
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
-        retention.prune(folder, 1, [])
+        retention.prune(folder, retention.kept(folder, 1))
         retention.sweep(folder)
         retention.set_aside(folder, 0)
         assert retention.pinned(folder) == set()

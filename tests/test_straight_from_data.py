@@ -20,10 +20,10 @@ __all__ = ["gradstep"]  # the fixture
 
 @pytest.fixture
 def digits(gradstep, mnist: Path) -> Path:
-    """3,000 MNIST images as PNG, a folder for each class, and a CSV that lists them class by class."""
+    """1,500 MNIST images as PNG, a folder for each class, and a CSV that lists them class by class."""
     images, labels = load_named("mnist").train.content
     lines = ["file,label"]
-    for number in sorted(range(3000), key=lambda n: (int(labels[n]), n)):
+    for number in sorted(range(1500), key=lambda n: (int(labels[n]), n)):
         path = Path("photos") / str(int(labels[number])) / f"{number:05d}.png"
         (gradstep.folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[number, 0].numpy()).save(gradstep.folder / path)
@@ -33,10 +33,9 @@ def digits(gradstep, mnist: Path) -> Path:
 
 
 def test_a_csv_of_png_files_trains_to_what_is_promised_and_predicts_files(gradstep, digits: Path) -> None:
-    torch.set_num_threads(2)
     code, out, err = gradstep("train", "digits.csv")
     assert code == 0, err
-    assert float(re.search(r"^best +valid/accuracy ([\d.]+)", out, flags=re.MULTILINE)[1]) >= 0.93
+    assert float(re.search(r"^best +valid/accuracy ([\d.]+)", out, flags=re.MULTILINE)[1]) >= 0.9
     for line in ("chosen    images.mode: L, the files being all L", "valid: 20% of the training part, stratified"):
         assert line in out
     some = [

@@ -128,7 +128,7 @@ def spoiled(gradients: Iterable[Tensor | None]) -> Tensor:
     gradient stays as it is, bit for bit. Where it can't write it is not used: complex numbers, and elements that
     share their memory.
     """
-    dense = [g._values() if g.is_sparse else g for g in gradients if g is not None]
+    dense = [_numbers(gradient) for gradient in gradients if gradient is not None]
     by_kind: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
     for gradient in dense:
         read_only = gradient.is_complex() or 0 in gradient.stride()
@@ -144,3 +144,13 @@ def spoiled(gradients: Iterable[Tensor | None]) -> Tensor:
     if len(found) == 1:
         return found[0]
     return torch.stack([flag.to(found[0].device) for flag in found]).amax() if found else torch.zeros(())
+
+
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
+def _numbers(gradient: Tensor) -> Tensor:
+    """The numbers that a gradient holds: all of a dense one, those that are written down of a sparse one."""
+    if gradient.is_sparse:
+        return gradient._values()
+    return gradient.values() if gradient.layout in _COMPRESSED else gradient

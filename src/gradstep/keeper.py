@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gradstep.record.journal import before
 from gradstep.rundir import RunDir
 from gradstep.saver import Saver
 from gradstep.state import Standing, Tensors, TrainState, module_tensors, non_finite
+from gradstep.tensorfile import cut
 
 _KEYS = ("every", "keep", "keep_every")
 _OPTIONS = ("the learning rate", "what ", "seed", "freeze")  # changes that the optimizer's own groups bring along
@@ -152,37 +154,33 @@ class Keeper:
         notes = [f"passed over {reason}" for reason in rejected]
         if saved is None:
             return None, [], notes
-        values = saved.values
-        if missing := [name for name in _KEPT if name not in values]:
-            raise CheckpointError(
-                f"{saved.path}: its state.json has no {', '.join(missing)}: it is of no run of fit's."
-            )
-        found = changes.compare(values["meaning"], self.meaning, saved.step)
-        breaking = [change for change in found if change.breaks]
-        if breaking and not allow:
-            raise changes.refusal(breaking, self.place.path)
+        with _believed(saved):
+            found = self._changes(saved, allow)
+            then, now = saved.values["data"].get("files"), self.about.get("files")
+            if then and now and then["modified"] != now["modified"]:
+                notes.append("the training data's files have another time than when the run began, but the same sizes")
+            progress, broken = _progress(saved), {change.what for change in found if change.breaks}
+            before(self.place.metrics, progress.mark)  # looked at before anything is changed, be it a checkpoint's name
+            options = any(what.startswith(_OPTIONS) for what in broken)
+            state.load(saved.tensors, saved.values, keep_options=options)
+            _judge_anew(state.standing, broken)
+        if aside := retention.set_aside(folder, saved.step):
+            notes.append(f"later checkpoints were set aside: {', '.join(aside)} in {folder}")
+        self.newest = self._resumed = saved.step
+        return progress, found, notes
+
+    def _changes(self, saved: Saved, allow: bool) -> list[Change]:
+        """What is another now than in the checkpoint; ChangedError where that is not allowed."""
+        assert self.place is not None
+        found = changes.compare(saved.values["meaning"], self.meaning, saved.step)
+        if not allow and any(change.breaks for change in found):
+            raise changes.refusal(found, self.place.path)
         if saved.step > self.clock.total:  # nothing that could be allowed makes sense of that
             raise ChangedError(
                 f"{self.place.path}: {saved.step} steps are done, and the run is to have {self.clock.total}. Give it "
                 "more epochs or steps; or go on from an earlier checkpoint, by its path."
             )
-        found += changes.compare_environment(values["environment"], self.environment)
-        then, now = values["data"].get("files"), self.about.get("files")
-        if then and now and then["modified"] != now["modified"]:
-            notes.append("the training data's files have another time than when the run began, but the same sizes")
-        try:
-            progress = _progress(saved)
-            before(self.place.metrics, progress.mark)  # looked at before anything is changed, be it a checkpoint's name
-            options = any(change.what.startswith(_OPTIONS) for change in breaking)
-            state.load(saved.tensors, values, keep_options=options)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # its hashes hold: somebody wrote it so
-            what = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{saved.path}: its state.json is not one of gradstep's ({what}).") from error
-        _judge_anew(state.standing, {change.what for change in breaking})
-        if aside := retention.set_aside(folder, saved.step):
-            notes.append(f"later checkpoints were set aside: {', '.join(aside)} in {folder}")
-        self.newest = self._resumed = saved.step
-        return progress, found, notes
+        return found + changes.compare_environment(saved.values["environment"], self.environment)
 
     def back(self, state: TrainState) -> Progress:
         """Puts the last checkpoint into the state of the run that wrote it, which goes on from there."""
@@ -236,13 +234,27 @@ class Keeper:
 
     def _prune(self, folder: Path) -> None:
         steps = checkpoint.steps(folder)
-        for_good = {step for step in steps if self.clock.due(step, self.policy.keep_every)}
-        kept = {*steps[-self.policy.keep :], *for_good, *retention.pinned(folder), self._resumed} & set(steps)
+        protected = {step for step in steps if step == self._resumed or self.clock.due(step, self.policy.keep_every)}
+        kept = retention.kept(folder, self.policy.keep, protected)
         # A checkpoint that may be gone on from needs the best that it knows of, which need not be the best by now.
-        bests = {_best_of(folder, step) for step in kept if step is not None}
-        retention.prune(folder, self.policy.keep, {step for step in kept | bests if step is not None})
+        bests = {best for step in kept if (best := _best_of(folder, step)) is not None}
+        retention.prune(folder, kept | bests)
         assert self.place is not None
         failure.forget(self.place, steps[-1])
+
+
+@contextmanager
+def _believed(saved: Saved) -> Iterator[None]:
+    """Its hashes hold. So where its state.json says something else than gradstep writes, somebody wrote it so."""
+    if missing := [name for name in _KEPT if name not in saved.values]:
+        raise CheckpointError(f"{saved.path}: its state.json has no {', '.join(missing)}: it is of no run of fit's.")
+    if saved.values.get("step") != saved.step:
+        raise CheckpointError(f"{saved.path}: its state.json is of step {cut(saved.values.get('step'))}.")
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{saved.path}: its state.json is not one of gradstep's ({cut(what)}).") from error
 
 
 def _judge_anew(standing: Standing, changed: set[str]) -> None:

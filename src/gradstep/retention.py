@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,15 +19,19 @@ from gradstep.errors import StorageError
 _PINNED = re.compile(r"step-([0-9]{8,})\.pinned")
 
 
-def prune(folder: Path, keep: int, protected: Iterable[int]) -> None:
-    """Removes all but the newest `keep`, the protected and the pinned. Called only after a newer one is there for good.
+def kept(folder: Path, keep: int, protected: Collection[int] = ()) -> set[int]:
+    """The steps, of those that have a checkpoint, that stay: the newest `keep`, the protected and the pinned."""
+    steps = checkpoint.steps(folder)
+    return {*steps[-keep:], *protected, *pinned(folder)} & set(steps)
+
+
+def prune(folder: Path, spared: Collection[int]) -> None:
+    """Removes all but these. Called only after a newer one is there for good.
 
     They go out of sight first, so that a kill leaves no half checkpoint; and before the first file goes, that is on
     the disk, else a folder could come back without its files.
     """
-    steps = checkpoint.steps(folder)
-    spared = {*steps[-keep:], *protected, *pinned(folder)}
-    superfluous = [step for step in steps if step not in spared]
+    superfluous = [step for step in checkpoint.steps(folder) if step not in spared]
     with _storage_errors(folder):
         for step in superfluous:
             _out_of_sight(folder, step)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,11 +84,14 @@ def test_whenever_it_comes_the_run_comes_back_and_its_model_is_of_one_step(tmp_p
     """At random moments. Where the run has a place, the model is what was saved there."""
     draw, paused = random.Random(in_a_folder), 0
     fit(tmp_path / "warm")
+    began = time.perf_counter()
+    fit(tmp_path / "warm again" if in_a_folder else None)
+    seconds = time.perf_counter() - began
     for number in range(8):
         watch, out = AtEachStep(), tmp_path / str(number) if in_a_folder else None
         before = signal.signal(signal.SIGINT, lambda *_: None)  # should it come before or after `fit`
         try:
-            with pressed(draw.uniform(0.01, 0.3)):
+            with pressed(draw.uniform(0, seconds)):
                 run = fit(out, hooks=[watch])
         finally:
             signal.signal(signal.SIGINT, before)

@@ -25,10 +25,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Command:
-    """One command; what it prints goes to `log`. It leads a session of its own, as one typed in a terminal does."""
+    """One command; what it prints goes to `log`. It leads a session of its own, as one typed in a terminal does.
+
+    It begins in `folder`, by default where `tests.module:object` is found.
+    """
 
     def __init__(
-        self, words: list[str], log: Path, warm: bool = True, environment: Mapping[str, str] | None = None
+        self,
+        words: list[str],
+        log: Path,
+        warm: bool = True,
+        environment: Mapping[str, str] | None = None,
+        folder: Path = ROOT,
     ) -> None:
         self.log, self.code = log, None
         if warm:
@@ -36,7 +44,7 @@ class Command:
         self.began = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(words, log, warm, environment or {})
+            _become(words, log, warm, environment or {}, folder)
 
     def send(self, number: int, group: bool = False) -> float:
         """Sends a signal, to the process alone or to its whole group: when, by the monotonic clock."""
@@ -81,12 +89,24 @@ class Command:
         self.wait()
 
 
-def _become(words: list[str], log: Path, warm: bool, environment: Mapping[str, str]) -> None:
+def said_by(words: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """`(exit code, what it printed)` of a warm command that ends by itself, typed in `folder`."""
+    log = folder / ".said"
+    log.unlink(missing_ok=True)
+    command = Command(words, log, environment=environment, folder=folder)
+    try:
+        return command.wait(300), command.said()
+    finally:
+        command.end()
+        log.unlink()
+
+
+def _become(words: list[str], log: Path, warm: bool, environment: Mapping[str, str], folder: Path) -> None:
     """In the child: the command. Never returns."""
     code = 1
     try:
         os.setsid()
-        os.chdir(ROOT)  # where `tests.module:object` is found
+        os.chdir(folder)
         os.environ.update(environment)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)

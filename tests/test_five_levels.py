@@ -1,6 +1,6 @@
 """The five levels of `examples/five_levels.py` have the same losses at every step.
 
-Here from the two starts of ten whose losses are furthest apart; `make results` has all ten, test_examples.py the first.
+Here from the two starts of ten whose losses are furthest apart; `make results` has all ten.
 """
 
 import runpy

@@ -78,7 +78,12 @@ def operations(work: Any) -> int:
     return count
 
 
-SHORT: dict[str, Any] = {"epochs": 2, "checkpoint": {"every": "2 steps", "keep": 1}, "evaluate_every": "2 steps"}
+SHORT: dict[str, Any] = {
+    "epochs": None,
+    "steps": 6,
+    "checkpoint": {"every": "2 steps", "keep": 1},
+    "evaluate_every": "2 steps",
+}
 SHORT_SCENARIOS = ["momentum, dropout, augmentation", "Adam, average, cosine"]
 
 

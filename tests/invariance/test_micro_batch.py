@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 import gradstep
 from gradstep.errors import CheckpointError, GradstepError, ModelError
 from gradstep.recipe import Recipe
+from tests.commands import said_by
 
 BATCH = 16
 
@@ -162,24 +161,23 @@ def test_whole_batches_in_their_own_order_are_decided_on_when_they_come() -> Non
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    def gradstep_train(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "gradstep", "train", "digits", "epochs=1", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    def gradstep_train(*arguments: str) -> tuple[int, str]:
+        return said_by(["train", "digits", "epochs=1", *arguments], tmp_path)
 
     whole, parts = gradstep_train("--name", "whole"), gradstep_train("micro_batch=5", "--name", "parts")
-    assert whole.returncode == parts.returncode == 0, parts.stderr
-    assert "update accumulate in 4 micro-batches of 4" in parts.stdout
-    assert "accumulate: CrossEntropyLoss is a sum over samples, by the table" in parts.stdout
+    assert whole[0] == parts[0] == 0, parts
+    assert "update accumulate in 4 micro-batches of 4" in parts[1]
+    assert "accumulate: CrossEntropyLoss is a sum over samples, by the table" in parts[1]
     rows = [
         [json.loads(line) for line in (tmp_path / f"runs/{place}/metrics.jsonl").read_text().splitlines()]
         for place in ("0001-whole", "0002-parts")
     ]
     for one, other in zip(*rows, strict=True):
         assert numbers(one) == pytest.approx(numbers(other), rel=2e-2, abs=2e-2)  # float32, 90 steps
-    again = gradstep_train("micro_batch=0")
-    assert again.returncode == 2
-    assert "micro_batch" in again.stderr
-    assert "1" in again.stderr
+    code, said = gradstep_train("micro_batch=0")
+    assert code == 2
+    assert "micro_batch" in said
+    assert "1" in said
 
 
 def test_the_words_of_others_are_answered() -> None:

@@ -1,9 +1,6 @@
 """A run that stops at an epoch's end and is resumed ends where the run that did not stop ends: bit for bit."""
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -88,31 +85,3 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
             net(), nn.CrossEntropyLoss(), (inputs[:60], targets[:60]), optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
             epochs=6, batch_size=16, out=tmp_path, resume=True, quiet=True,
         )  # fmt: skip
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
-COMMAND = [sys.executable, "-m", "gradstep"]
-SETTINGS = ["digits", "epochs=4", "batch_size=64", "log_every=5 steps"]
-
-
-def test_the_command_stopped_and_resumed_is_as_never_stopped(tmp_path: Path) -> None:
-    """In processes of their own; `test_signals.py` and `test_killed_command.py` have more, in forks of a warm one."""
-    (tmp_path / "whole").mkdir()
-    whole = tmp_path / "whole" / "runs" / "0001-digits"
-    subprocess.run([*COMMAND, "train", *SETTINGS], cwd=tmp_path / "whole", check=True, capture_output=True)
-    process = subprocess.Popen([*COMMAND, "train", *SETTINGS], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    run = tmp_path / "runs" / "0001-digits"
-    log = run / "metrics.jsonl"
-    wait_for(lambda: log.exists() and '"epoch": 2, "kind": "train"' in log.read_text())
-    process.terminate()
-    assert process.wait(60) == 143
-    done = subprocess.run([*COMMAND, "resume"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "resumed" in done.stdout
-    for name in ("metrics.jsonl", "model.safetensors"):
-        assert (run / name).read_bytes() == (whole / name).read_bytes(), name

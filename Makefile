@@ -42,9 +42,9 @@ fuzz: .venv/ready
 resumes: .venv-peers/ready
 	.venv-peers/bin/python -m benchmarks.resume
 
-# The real command killed a thousand times; hours. Started again it goes on. The record: benchmarks/records/torture.json.
+# The real command killed a thousand times, half an hour; started again it goes on. --cold 1 imports torch each time anew.
 torture: .venv/ready
-	$(BIN)/python -m tests.torture --kills 1000 --processes 2 --record benchmarks/records/torture.json
+	$(BIN)/python -m tests.torture --kills 1000 --processes 2 --cold 0.3 --record benchmarks/records/torture.json
 
 clean:
 	rm -rf .venv .venv-peers

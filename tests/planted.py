@@ -267,7 +267,7 @@ DISK = [
     _bug(
         "later checkpoints are set aside after the log was cut",
         f"{ORDER}test_killed_at_any_change_while_going_back_to_an_earlier_checkpoint_a_run_can_be_gone_on_with",
-        ("keeper.py", "if aside := retention.set_aside(folder, saved.step):", "if aside := []:"),
+        ("keeper.py", "if aside := retention.set_aside(folder, saved.step, self.place.metrics):", "if aside := []:"),
         (
             "session.py",
             "        self._open_records(progress, whole)\n",

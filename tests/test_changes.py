@@ -20,6 +20,7 @@ from torch import nn
 
 from gradstep import facts, schedules
 from gradstep.changes import _MEANS, _OF_ENVIRONMENT, Change, compare, compare_environment, lines, refusal
+from gradstep.data import Augmented, Feed, Items, Part
 from gradstep.errors import ChangedError
 from gradstep.meaning import EPOCH, LENGTH, SCHEDULE, meaning
 from gradstep.setup import Training, assemble
@@ -92,7 +93,7 @@ def test_every_label_that_is_another_breaks_the_run_and_is_said_in_its_own_words
 
 def test_no_words_are_for_a_label_that_there_is_not() -> None:
     assert set(_MEANS) <= set(meant())
-    assert set(_OF_ENVIRONMENT) <= {*facts.environment(), "code", "device", "micro_batch"}
+    assert set(_OF_ENVIRONMENT) <= {*facts.environment(), "code", "device", "micro_batch", "on_nonfinite"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_the_refusal_lists_what_breaks_and_what_to_do() -> None:
         "  seed: 0 -> 3 (every random draw is another: the order, the augmentation, the masks of dropout)\n"
         "  log_every: 50 -> 5 (the metrics file is another)\n"
         "Give what it began with; or, where what is saved still fits, go on as another run with --allow-changes (from "
-        "Python: allow_changes=True)."
+        "Python: allow_changes=True); or begin a new run, under another name=."
     )
 
 
@@ -329,6 +330,25 @@ def test_a_user_s_function_is_found_inside_what_gradstep_made_of_it(tmp_path: Pa
     own = module(tmp_path / "own.py", "def measure(outputs, targets): return outputs.mean()\n")
     assert list(facts.code([resolve({"mine": own.measure})])) == ["own.py"]
     assert list(facts.code([Terms({"a": own.measure, "b": nn.MSELoss()})])) == ["own.py"]
+
+
+def test_the_code_behind_the_data_is_found_under_what_lies_over_it(tmp_path: Path) -> None:
+    own = module(
+        tmp_path / "sets.py",
+        "class Set:\n  def __len__(self): return 9\n  def __getitem__(self, n): return float(n), n\n"
+        "def join(samples): return samples\n",
+    )
+    kept = module(tmp_path / "sizes.py", "class Mine:\n  def __call__(self, inputs, draws): return inputs\n")
+    over = Part(Items(own.Set()), torch.arange(4))
+    assert list(facts.code(facts.behind_data(Feed(over, 2, shuffle=True)))) == ["sets.py"]
+    assert list(facts.code(facts.behind_data(Items([1, 2], own.join)))) == ["sets.py"]
+    assert list(facts.code(facts.behind_data(Augmented(over, (kept.Mine(),))))) == ["sets.py", "sizes.py"]
+
+    class Endless:
+        def __getattr__(self, name: str) -> Any:
+            return Endless()
+
+    assert set(facts.code(facts.behind_data(Endless()))) == {Path(__file__).name}
 
 
 def test_code_that_is_not_the_user_s_is_left_out_and_nothing_raises() -> None:

@@ -23,7 +23,7 @@ FLOORS = [
      "retention", "record"},
     {"scheduling", "timetable", "step", "plan", "evaluation", "hooks", "stopping", "setup", "meaning", "check",
      "keeper", "saver", "finite", "watching", "opening", "closing", "interrupt", "facts", "changes", "failure", "run",
-     "rehearsal", "session", "loop"},
+     "rehearsal", "unsaved", "session", "loop"},
     {"words", "recipe", "objects", "parts", "choices", "default", "building", "models", "recipes", "cli", "__main__"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -70,7 +70,7 @@ def test_outside_of_a_wait_it_is_noted_and_said_at_once(number, capfd) -> None:
         os.kill(os.getpid(), number)
         assert interruption.heard == number
         name = signal.Signals(number).name
-        assert capfd.readouterr().err == f"{name} heard: the step is finished and saved; once more ends at once\n"
+        assert capfd.readouterr().err == f"{name} heard: the step is finished first; once more ends at once\n"
         for _ in range(2):  # and the next wait does not begin, nor any after it
             with pytest.raises(Interrupted), interruption.cuts():
                 pytest.fail("waits")

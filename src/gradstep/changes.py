@@ -76,6 +76,7 @@ _OF_ENVIRONMENT = {  # what is not here changes no bit, and is kept for people
     "cudnn benchmark": f"kernels are chosen by their speed: {_BITS}",
     "tf32": f"products are rounded otherwise: {_BITS}",
     "variables": _KERNELS,
+    "on_nonfinite": "another rule for steps to come whose loss or gradient is not finite",
     "code": "changed since: gradstep can't tell whether a step is another",
 }
 
@@ -121,7 +122,7 @@ def refusal(changes: Iterable[Change], path: Path) -> ChangedError:
         f"{path} can't go on as the run that it began as:\n  "
         + "\n  ".join(lines(change for change in changes if change.breaks))
         + "\nGive what it began with; or, where what is saved still fits, go on as another run with --allow-changes "
-        "(from Python: allow_changes=True)."
+        "(from Python: allow_changes=True); or begin a new run, under another name=."
     )
 
 

@@ -167,12 +167,17 @@ def size(path: Path) -> int:
 
 def hashed(path: Path) -> str:
     """The SHA-256 of a regular file, read in pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """The content of a regular file, so much at once as memory always has."""
     descriptor, size = _opened(path)
     try:
-        digest = hashlib.sha256()
-        for piece in _read_pieces(descriptor, size):
-            digest.update(piece)
-        return digest.hexdigest()
+        yield from _read_pieces(descriptor, size)
     finally:
         os.close(descriptor)
 

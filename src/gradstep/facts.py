@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
@@ -26,6 +26,7 @@ from gradstep.setup import Training
 from gradstep.update.criterion import describe
 
 _LAYERS = 8
+_PARTS_OF_DATA = 50  # as many are looked at; an object may answer with another of itself for ever
 
 # Variables by which libraries choose other kernels, or sum in another order.
 _VARIABLES = (
@@ -179,6 +180,18 @@ def code(objects: Iterable[Any]) -> dict[str, str]:
                 content = file.read_bytes()
                 sums.setdefault(file.name, set()).add(hashlib.sha256(content).hexdigest()[:12])
     return {name: " ".join(sorted(found)) for name, found in sorted(sums.items())}
+
+
+def behind_data(feed: Any) -> Iterator[Any]:
+    """The objects that a feed's samples come from: sources over each other, a data set of the user's, functions."""
+    left = [feed.source if isinstance(feed, Feed) else feed]
+    for each in left:  # which grows meanwhile
+        yield each
+        for name in ("whole", "dataset", "collate", "worker_init", "transform", "target_transform", "augment"):
+            with suppress(Exception):  # an object of the user's may answer anything with an exception
+                left += (
+                    [found] if len(left) < _PARTS_OF_DATA and (found := getattr(each, name, None)) is not None else []
+                )
 
 
 def _definitions(objects: Iterable[Any]) -> set[Any]:

@@ -26,10 +26,19 @@ from gradstep.rundir import RunDir
 _ENOUGH = 3
 _SAMPLES = 1000  # as many numbers are kept
 _SHOWN = 12  # and as many are shown
+_LIMIT = 1_000_000  # bytes of the file
 _LETTERS = 2000  # of a message; some hold a whole tensor
 
 
-def note(place: RunDir, step: int, clock: Clock, feed: Any, error: BaseException, checkpoint_step: int | None) -> str:
+def note(
+    place: RunDir,
+    step: int,
+    clock: Clock,
+    feed: Any,
+    error: BaseException,
+    checkpoint_step: int | None,
+    micro_batch: int | None = None,
+) -> str:
     """Writes failure.json and returns a line to be shown under the error's own traceback.
 
     Raises nothing itself, whatever the disk does: the error that brought us here must be seen.
@@ -49,7 +58,8 @@ def note(place: RunDir, step: int, clock: Clock, feed: Any, error: BaseException
             "of_a_batch": isinstance(error, DivergedError) and error.step is not None and not error.in_state,
             "where": _where(error),
             "checkpoint": checkpoint_step,
-            "times": _times(place, step + 1, error) + 1,
+            "micro_batch": micro_batch,
+            "times": _times(place, step + 1, error, micro_batch) + 1,
         }
         disk.replace(place.failure, checkpoint.to_json(content))
     except Exception as another:
@@ -72,30 +82,36 @@ def _out_of_memory(error: BaseException, feed: Any, micro_batch: int | None) -> 
     return OutOfMemoryError(f"out of memory ({said[0] if said else type(error).__name__}). {less}.")
 
 
-def refuse_a_fourth(place: RunDir, leaves_out: bool = False) -> None:
+def refuse_a_fourth(place: RunDir, micro_batch: int | None = None, leaves_out: bool = False) -> None:
     """Before a resumed run trains: raises where it died three times at one step of one error.
 
-    One that `leaves_out` steps without a finite gradient goes on where it died of such a step.
+    One that `leaves_out` steps without a finite gradient goes on where it died of such a step, and one with another
+    `micro_batch` where memory was full.
     """
     found = _read(place)
     if found is None or found["times"] < _ENOUGH:
         return
-    diverged = found["error"] == DivergedError.__name__
-    if leaves_out and found.get("of_a_batch"):
+    kind, what_to_do = _ADVICE.get(found["error"], (GradstepError, "Look at those samples and at that line"))
+    if (leaves_out and found.get("of_a_batch")) or (
+        kind is OutOfMemoryError and found.get("micro_batch") != micro_batch
+    ):
         return
-    kind = DivergedError if diverged else GradstepError
-    look = (
-        "Look at those samples and at the learning rate (optimizer.lr); on_nonfinite=skip leaves the step out"
-        if diverged
-        else "Look at those samples and at that line"
-    )
     raise kind(
         f"{place.path}: step {found['step']} (epoch {found['epoch']}, batch {found['batch']}) failed {found['times']} "
         f"times with {found['error']}: {found['message']}\n"
         f"  where     {found['where'] or 'not in code of yours'}\n"
         f"  samples   {_shown(found['samples'])}\n"
-        f"It would fail again. {look}. To try again as it is, remove {place.failure}."
+        f"It would fail again. {what_to_do}. To try again as it is, remove {place.failure}."
     )
+
+
+_ADVICE: dict[str, tuple[type[GradstepError], str]] = {
+    DivergedError.__name__: (
+        DivergedError,
+        "Look at those samples and at the learning rate (optimizer.lr); on_nonfinite=skip leaves the step out",
+    ),
+    OutOfMemoryError.__name__: (OutOfMemoryError, "Give it a smaller micro_batch, which changes no result"),
+}
 
 
 def forget(place: RunDir, saved: int) -> None:
@@ -103,7 +119,7 @@ def forget(place: RunDir, saved: int) -> None:
     found = _read(place)
     if found is not None and saved >= found["step"]:
         with suppress(OSError):  # the next checkpoint asks again
-            place.failure.unlink()
+            disk.remove(place.failure)
 
 
 def _samples(feed: Any, step: int) -> list[int] | None:
@@ -130,17 +146,18 @@ def _where(error: BaseException) -> str | None:
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else None
 
 
-def _times(place: RunDir, step: int, error: BaseException) -> int:
+def _times(place: RunDir, step: int, error: BaseException, micro_batch: int | None) -> int:
     """How often this error came at this step so far; another one, or another step, begins anew."""
     found = _read(place)
-    same = found is not None and (found["step"], found["error"]) == (step, type(error).__qualname__)
-    return found["times"] if found is not None and same else 0
+    if found is None or (found["step"], found["error"]) != (step, type(error).__qualname__):
+        return 0
+    return found["times"] if found.get("micro_batch") == micro_batch else 0
 
 
 def _read(place: RunDir) -> dict[str, Any] | None:
     """failure.json, or None where there is none; one that is no longer what was written says nothing either."""
     try:
-        found = json.loads(place.failure.read_bytes())
+        found = json.loads(disk.read(place.failure, _LIMIT))
         whole = all(type(found[name]) is int for name in ("step", "epoch", "batch", "times"))
         known = whole and {"samples", "error", "message", "where"} <= found.keys()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -87,7 +87,7 @@ class Interruption:
             if self._cuts.depth:
                 raise Interrupted(number)
             if not self.quiet:
-                _say(f"{signal.Signals(number).name} heard: the step is finished and saved; once more ends at once")
+                _say(f"{signal.Signals(number).name} heard: the step is finished first; once more ends at once")
         elif time.monotonic() - self._heard_at > _ONE_WISH:
             os._exit(128 + number)
 

@@ -17,7 +17,7 @@ from gradstep.checkpoint import Saved
 from gradstep.clock import Clock, Duration
 from gradstep.errors import ChangedError, CheckpointError, DivergedError, RecipeError, StorageError, nearest
 from gradstep.record import Journal, Mark
-from gradstep.record.journal import before
+from gradstep.record.journal import before, tells_of_steps
 from gradstep.rundir import RunDir
 from gradstep.saver import Saver
 from gradstep.state import Standing, Tensors, TrainState, module_tensors, non_finite
@@ -25,6 +25,7 @@ from gradstep.tensorfile import cut
 
 _KEYS = ("every", "keep", "keep_every")
 _OPTIONS = ("the learning rate", "what ", "seed", "freeze")  # changes that the optimizer's own groups bring along
+_BEST = "the best checkpoint"
 _KEPT = ("progress", "log", "data", "meaning", "environment")  # what `save` adds to the state's own
 
 
@@ -153,7 +154,14 @@ class Keeper:
             saved, rejected = checkpoint.read(checkpoint.at(folder, at)), []  # what was named is never replaced
         notes = [f"passed over {reason}" for reason in rejected]
         if saved is None:
+            self._refuse_to_begin_anew()
             return None, [], notes
+        if rejected and self.place.weights.exists():
+            raise CheckpointError(
+                f"{self.place.path} is at its end, and its last checkpoint is not whole:\n  {'; '.join(rejected)}\n"
+                f"{self.place.weights.name} was left as it is. To train again from an earlier checkpoint, name it: "
+                f"gradstep resume {saved.path}"
+            )
         with _believed(saved):
             found = self._changes(saved, allow)
             then, now = saved.values["data"].get("files"), self.about.get("files")
@@ -164,7 +172,7 @@ class Keeper:
             options = any(what.startswith(_OPTIONS) for what in broken)
             state.load(saved.tensors, saved.values, keep_options=options)
             _judge_anew(state.standing, broken)
-        if aside := retention.set_aside(folder, saved.step):
+        if aside := retention.set_aside(folder, saved.step, self.place.metrics):
             notes.append(f"later checkpoints were set aside: {', '.join(aside)} in {folder}")
         self.newest = self._resumed = saved.step
         return progress, found, notes
@@ -180,7 +188,37 @@ class Keeper:
                 f"{self.place.path}: {saved.step} steps are done, and the run is to have {self.clock.total}. Give it "
                 "more epochs or steps; or go on from an earlier checkpoint, by its path."
             )
+        if (lost := self._lost_best(saved)) is not None:
+            if not allow:
+                raise CheckpointError(
+                    f"{lost[1]}\nIt is the best of {self.place.path}. Put it back from a copy; or go on without it, by "
+                    "--allow-changes (from Python: allow_changes=True): the best is then one of those to come."
+                )
+            found.append(Change(_BEST, f"of step {lost[0]}", None, True, "the best is one of those to come"))
         return found + changes.compare_environment(saved.values["environment"], self.environment)
+
+    def _refuse_to_begin_anew(self) -> None:
+        """A run without any checkpoint begins at step 0, unless it was further: that would write over what it did."""
+        assert self.place is not None
+        if self.place.weights.exists() or tells_of_steps(self.place.metrics):
+            raise CheckpointError(
+                f"{self.place.path} has made steps and has no checkpoint any more: it can't be gone on from, and stays "
+                "as it is. Put a checkpoint back from a copy, or begin a new run, under another name=."
+            )
+
+    def _lost_best(self, saved: Saved) -> tuple[int, str] | None:
+        """`(its step, why)` where the best that a checkpoint knows of can't be read and is still needed."""
+        assert self.place is not None
+        standing = saved.values["standing"]
+        best = standing["best_step"]
+        ended = saved.step >= self.clock.total or standing["stopped"] is not None
+        if best is None or best == saved.step or (ended and self.place.weights.exists()):
+            return None
+        try:
+            checkpoint.read(checkpoint.at(self.place.checkpoints, best))
+        except CheckpointError as error:
+            return best, str(error)
+        return None
 
     def back(self, state: TrainState) -> Progress:
         """Puts the last checkpoint into the state of the run that wrote it, which goes on from there."""
@@ -205,8 +243,14 @@ class Keeper:
             return self.best
         if self._chosen[0] != best:
             averaged = state.ema is not None and state.ema.evaluate and state.ema.begun(best)
-            saved = checkpoint.read(checkpoint.at(self.place.checkpoints, best))
-            self._chosen = best, dict(saved.tensors["ema" if averaged else "model"])
+            try:
+                saved = checkpoint.read(checkpoint.at(self.place.checkpoints, best))
+            except CheckpointError:
+                if not self.place.weights.exists():
+                    raise
+                self._chosen = best, dict(tensorfile.opened(self.place.weights))  # a run at its end left them there
+            else:
+                self._chosen = best, dict(saved.tensors["ema" if averaged else "model"])
         return self._chosen[1]
 
     @torch.no_grad()
@@ -221,6 +265,14 @@ class Keeper:
         header = {"gradstep": json.dumps({**about, "step": step})}
         size, parts = tensorfile.parts(tensors, header)
         disk.replace_parts(self.place.weights, parts, size)
+
+    def withdraw(self) -> None:
+        """Removes the weights to use, of a shorter run: where they are, a run is at its end."""
+        assert self.place is not None
+        try:
+            disk.remove(self.place.weights)
+        except OSError as error:
+            raise StorageError(f"'{self.place.weights}' could not be removed ({disk.reason(error)}).") from error
 
     def _refuse_non_finite(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         for name in non_finite(tensors):
@@ -259,8 +311,10 @@ def _believed(saved: Saved) -> Iterator[None]:
 
 def _judge_anew(standing: Standing, changed: set[str]) -> None:
     """What a standing says of a metric, of data or of a patience that is another now says nothing."""
+    if changed & {_BEST, "monitor", "the content of the data behind the validation part"}:
+        standing.best = standing.best_step = None
     if changed & {"monitor", "the content of the data behind the validation part"}:
-        standing.best = standing.best_step = standing.previous = None
+        standing.previous = None
     if changed & {"monitor", "patience"}:
         standing.falls, standing.stopped = 0, None
 

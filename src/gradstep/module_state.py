@@ -58,6 +58,17 @@ def check(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ModelError(f"the saved weights lack {', '.join(missing[:5])}, which {type(module).__name__} has.")
 
 
+def check_types(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless saved tensors, which a resume puts back bit by bit, are of the module's own dtypes."""
+    own = module.state_dict()
+    for name, value in tensors.items():
+        if own[name].dtype != value.dtype:
+            raise CheckpointError(
+                f"'{name}' was {value.dtype} when the checkpoint was made and is {own[name].dtype} in this "
+                f"{type(module).__name__}. Build the model as it was then; or begin a new run from its weights."
+            )
+
+
 def check_ties(module: nn.Module, saved: Mapping[str, str]) -> None:
     """CheckpointError unless the names that share their memory are those that did when `saved` was made by `ties`."""
     for alias, first in sorted(saved.items() ^ ties(module).items()):

@@ -6,18 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradstep import checkpoint, disk, facts
+from gradstep import checkpoint, disk, facts, failure, retention
 from gradstep.changes import Change
 from gradstep.data import Feed
-from gradstep.errors import RecipeError
+from gradstep.errors import CheckpointError, RecipeError
 from gradstep.keeper import Keeper, Policy, Progress
 from gradstep.meaning import meaning
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.rundir import RunDir
 from gradstep.scheduling import rates_at
 from gradstep.setup import Training
+from gradstep.tensorfile import object_of
 from gradstep.update import Sharing
 from gradstep.watching import Watching
+
+_PLAN_LIMIT = 1_000_000  # bytes
 
 
 def place_of(
@@ -57,7 +60,10 @@ def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> K
     own = meaning(training, about, valid, watching.record(clock))
     update, metrics = training.update, watching.metrics.metrics.values()
     here = {"device": str(training.device), "micro_batch": update.micro_batch}
-    code = facts.code([training.state.model, training.state.criterion, update.forward, update.unpack, *metrics])
+    here["on_nonfinite"] = training.guard.rule.policy
+    data = [part for each in (training.feed, *watching.others.values()) for part in facts.behind_data(each)]
+    user_s = [training.state.model, training.state.criterion, training.state.optimizer, update.forward, update.unpack]
+    code = facts.code([*user_s, *metrics, *data])
     return Keeper(place, watching.policy, clock, about, own, facts.environment() | here | {"code": code})
 
 
@@ -66,7 +72,26 @@ def leave_documents(keeper: Keeper, training: Training) -> None:
     place = keeper.place
     if place is not None and not place.environment.exists():
         disk.replace(place.environment, checkpoint.to_json(keeper.environment))
+    if place is not None and not place.plan.exists():  # a kill may have come between the two
         disk.replace(place.plan, checkpoint.to_json(training.plan.document()))
+
+
+def taken_up(place: RunDir, training: Training, allow: bool) -> None:
+    """An earlier run's folder is made ready to be gone on from: what a killed process left is cleared away."""
+    if not allow:
+        failure.refuse_a_fourth(place, training.update.micro_batch, training.guard.rule.policy != "stop")
+    retention.sweep(place.checkpoints)
+    if place.plan.exists():
+        training.follow(_plan_of(place))
+
+
+def _plan_of(place: RunDir) -> dict[str, Any]:
+    """What plan.json says. CheckpointError where that is not what was written."""
+    try:
+        return object_of(disk.read(place.plan, _PLAN_LIMIT))
+    except (OSError, ValueError) as error:
+        why = disk.reason(error) if isinstance(error, OSError) else error
+        raise CheckpointError(f"{place.plan}: can't be read ({why}). Restore it from a copy, or remove it.") from error
 
 
 def open_records(

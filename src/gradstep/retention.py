@@ -64,15 +64,19 @@ def sweep(folder: Path) -> None:
                 disk.remove_tree(path)
 
 
-def set_aside(folder: Path, after: int) -> list[str]:
+def set_aside(folder: Path, after: int, log: Path | None = None) -> list[str]:
     """Takes checkpoints later than `after` out of the count, because the run goes on from there. Their new names.
 
-    Whoever wants one back renames it. The log is to be cut back only after this: until then it may still be needed up
-    to the latest of them.
+    A copy of the log is laid beside them, `.abandoned-00000012.metrics.jsonl`: whoever wants a checkpoint back renames
+    both. The log is to be cut back only after this: until then it may still be needed up to the latest of them.
     """
     names = []
+    later = [step for step in checkpoint.steps(folder) if step > after]
     with _storage_errors(folder):
-        for step in reversed([step for step in checkpoint.steps(folder) if step > after]):
+        if later and log is not None and log.exists():
+            name = _free_name(folder, f".abandoned-{later[-1]:08d}.metrics.jsonl")
+            disk.write_new(folder / name, disk.pieces(log))
+        for step in reversed(later):
             names.append(_free_name(folder, f".abandoned-{step:08d}"))
             disk.rename(checkpoint.at(folder, step), folder / names[-1])
             if step in pinned(folder):  # the pin was on this one, and not on whatever comes to this step now

@@ -110,9 +110,15 @@ class RunDir:
             return None, False
         if not isinstance(out, (str, Path)):
             raise OutputError(f"out: {out!r} is not the path of a folder that holds runs.")
+        if os.path.isdir(Path(out) / "checkpoints") and os.path.exists(Path(out) / "metrics.jsonl"):
+            raise OutputError(
+                f"out: '{out}' is itself a run, and runs are made beside each other. To go on with it, write "
+                f"resume='{out}'; for another, out='{Path(out).parent}'."
+            )
         if resume:
-            with suppress(OutputError):
-                return cls.find(name, out), True
+            earlier = [path for path in _runs(Path(out)) if name is None or _name(path) == name]
+            if earlier:
+                return cls(earlier[-1]), True
         return cls.create(out, name or otherwise), False
 
     def held(self) -> int:
@@ -170,7 +176,7 @@ class RunDir:
         if (checkpoint := cls.at_checkpoint(given)) is not None:
             return checkpoint[0]
         out = Path(out)
-        runs = sorted((p for p in _entries(out) if _RUN.fullmatch(p.name)), key=lambda p: int(p.name.split("-")[0]))
+        runs = _runs(out)
         if given is None or (given == "latest" and runs):
             if not runs:
                 raise OutputError(f"there is no run in '{out}' yet. Start one: gradstep train digits")
@@ -185,6 +191,15 @@ class RunDir:
         known = [p.name for p in runs]
         shown = f" Runs in '{out}': {', '.join(known[-5:])}." if known else f" There are no runs in '{out}'."
         raise OutputError(f"there is no run '{given}'.{shown}{nearest(str(given), known)}")
+
+
+def _runs(out: Path) -> list[Path]:
+    """The runs in a folder, the newest last."""
+    return sorted((p for p in _entries(out) if _RUN.fullmatch(p.name)), key=lambda p: int(p.name.split("-")[0]))
+
+
+def _name(run: Path) -> str:
+    return run.name.split("-", 1)[1]
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -5,15 +5,14 @@ The order in which these happen is `fit`'s; here is only what each of them is.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gradstep import changes, failure, retention
+from gradstep import changes, failure
 from gradstep.closing import closing_lines, run_of, shown, where
 from gradstep.errors import DivergedError, ProcessLostError, StorageError
 from gradstep.evaluation import untouched
@@ -21,12 +20,13 @@ from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
 from gradstep.keeper import Progress
 from gradstep.keys import kept_streams
-from gradstep.opening import first_rows, keeper_of, leave_documents, open_records, place_of, room
+from gradstep.opening import first_rows, keeper_of, leave_documents, open_records, place_of, room, taken_up
 from gradstep.record import Console, Stopwatch
 from gradstep.run import Run
 from gradstep.rundir import RunDir
 from gradstep.scheduling import rates_at
 from gradstep.setup import Training, yes_or_no
+from gradstep.unsaved import noticed
 from gradstep.update import Outcome
 from gradstep.watching import Watching
 
@@ -58,6 +58,7 @@ class Session:
         self._ending = False  # whether the end of a step is being made, which a signal may cut short
         self._rest: Progress | None = None  # where it began, for who has a place to come back to
         self._cut = False  # whether something of the end of a step or of the run is left to do
+        self._look: AbstractContextManager[None] = nullcontext()  # at what the first step changes that is not saved
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -83,11 +84,7 @@ class Session:
         progress: Progress | None = None
         found: list[changes.Change] = []
         if resumed and place:
-            if not self._allow:
-                failure.refuse_a_fourth(place, leaves_out=training.guard.rule.policy != "stop")
-            retention.sweep(place.checkpoints)
-            if place.plan.exists():
-                training.follow(json.loads(place.plan.read_text()))
+            taken_up(place, training, self._allow)
             progress, found, notes = self._keeper.restore(self.state, self._allow, at)
             lines += [("note", note) for note in notes] + [("changed", line) for line in changes.lines(found)]
         lines += [("run", str(place.path)), *room(place, self.training, self.watching.policy)] if place else []
@@ -97,7 +94,7 @@ class Session:
         self._watch = Stopwatch()
         whole = bool(place and progress and self.finished_before and place.weights.exists())
         if place and not whole:
-            place.weights.unlink(missing_ok=True)  # of a shorter run: where weights to use are, a run is at its end
+            self._keeper.withdraw()
         self._open_records(progress, whole)
         try:
             with training.training_mode(), kept_streams(training.device), self._interruption:
@@ -125,6 +122,7 @@ class Session:
         about = About(place.path if place else None, self.clock, self._watch, samples)
         self._events.tell("on_train_start", self.state, about)
         self._keeper.begin(self.state)
+        self._look = noticed(self.state, self._console.line) if place else nullcontext()
         if self.finished_before:
             return
         written = first_rows(self._recorder, self.training, found, rest=self._cut)
@@ -178,7 +176,8 @@ class Session:
     def stepping(self) -> Iterator[None]:
         """A step that begins where a checkpoint lies may be cut short too: the first, which may compile for minutes."""
         self._half = self._keeper.newest == self.state.step
-        with self._interruption.cuts() if self._half else nullcontext():
+        look, self._look = self._look, nullcontext()
+        with look, self._interruption.cuts() if self._half else nullcontext():
             yield
         self._half = False
 
@@ -368,7 +367,8 @@ class Session:
         diverged = isinstance(error, DivergedError) and error.step  # an evaluation or a hook has no samples
         at = diverged - 1 if diverged else self.state.step - self._ending
         feed = self.training.feed if diverged or not self._ending else None
-        error.add_note(failure.note(self._place, at, self.clock, feed, error, self._keeper.newest))
+        size = self.training.update.micro_batch
+        error.add_note(failure.note(self._place, at, self.clock, feed, error, self._keeper.newest, size))
 
     def _show_epoch(self) -> None:
         self._recorder.show_epoch(self._improved_since_line)

@@ -126,6 +126,7 @@ class TrainState:
         for file, module in modules:
             module_state.check_ties(module, numbers["ties"][file])
             module_state.check(module, files[file])
+            module_state.check_types(module, files[file])
         optimizer = optimizer_state.read(self.optimizer, _names(self), files["optimizer"], numbers["optimizer"])
         # From here on nothing fails. Layouts come first: tensors are then copied into memory that lies as it lay.
         for file, module in modules:

@@ -14,6 +14,7 @@ from gradstep import disk
 from gradstep.errors import CheckpointError, StorageError
 
 Row = dict[str, Any]
+_BEHIND = 64_000_000  # bytes of rows that are read behind a mark: those of the end of a run are few
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,14 @@ class Journal:
 def before(metrics: Path, since: Mark, whole: bool = False) -> bytes:
     """The rows up to a mark, or all that are `whole`. CheckpointError where they are not what they were."""
     try:
-        content = metrics.read_bytes()
+        content, size = disk.beginning(metrics, since.offset + (_BEHIND if whole else 0))
     except FileNotFoundError:
-        content = b""
+        content, size = b"", 0
+    except OSError as error:
+        raise CheckpointError(f"{metrics}: can't be read ({disk.reason(error)}).") from error
     known = content[: since.offset]
     if len(known) < since.offset:
-        what = f"{len(content)} bytes, and the checkpoint was made when there were {since.offset}"
+        what = f"{size} bytes, and the checkpoint was made when there were {since.offset}"
     elif hashlib.sha256(known).hexdigest() != since.sha256:
         what = f"its first {since.offset} bytes are not those that were there when the checkpoint was made"
     else:
@@ -116,6 +119,17 @@ def before(metrics: Path, since: Mark, whole: bool = False) -> bytes:
     raise CheckpointError(
         f"{metrics}: {what}. The record was damaged since. Restore it from a copy, or start a new run."
     )
+
+
+def tells_of_steps(metrics: Path) -> bool:
+    """Whether any row is of a step that was made; a torn one at the end is none."""
+    try:
+        lines = disk.beginning(metrics, _BEHIND)[0].split(b"\n")[:-1]
+        return any(json.loads(line)["step"] > 0 for line in lines)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, TypeError, LookupError):
+        return True  # it is no record of a run's beginning, and so nothing to write over
 
 
 def _line(row: Row) -> bytes:

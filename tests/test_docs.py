@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks.resume.__main__ import table as resumes
+
 import gradstep
 from gradstep.cli.train import assembled
 from gradstep.timetable import timetable
@@ -90,3 +92,17 @@ def test_each_of_the_ways_to_fail_is_held_by_a_test_that_is_there() -> None:
         for file, test in named:
             assert not test or re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), (number, test)
             assert (ROOT / file).exists(), (number, file)
+
+
+def test_the_table_of_resumes_is_the_record() -> None:
+    rows = json.loads((RECORDS / "resume.json").read_text())["rows"]
+    assert resumes(rows) in (ROOT / "docs" / "RELIABILITY.md").read_text()
+
+
+def test_the_figures_of_the_torture_and_the_mutations_are_the_records() -> None:
+    torture, mutations = (json.loads((RECORDS / f"{name}.json").read_text()) for name in ("torture", "mutations"))
+    text = " ".join((ROOT / "docs" / "RELIABILITY.md").read_text().split())
+    assert f"{torture['kills']:,} kills" in text
+    assert torture["kills"] >= 1000
+    assert torture["differences"] == torture["leftover_processes"] == 0
+    assert mutations["bugs"] == mutations["caught"] == 40

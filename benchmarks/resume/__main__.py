@@ -103,6 +103,7 @@ def line(title: str, what: Row) -> list[str]:
     within = [kill for kill in good if kill["resumed_at_step"] % PER_EPOCH]
     between = [kill for kill in good if not kill["resumed_at_step"] % PER_EPOCH]
     trials = [each for each in (clean, *good) if "error" not in each]
+    times = [each["seconds_to_first_step"] for each in trials if each["seconds_to_first_step"] is not None]
     both = [(each["samples_used_again_within_an_epoch"], each["samples_left_out"]) for each in trials]
     return [
         title,
@@ -114,8 +115,7 @@ def line(title: str, what: Row) -> list[str]:
         span(kill["steps_done_again"] for kill in good) if good else "",
         f"{max(used for used, _ in both)} / {max(left for _, left in both)}" if both else "",
         f"{sum(each['same_samples_in_the_same_order'] for each in trials)} of {len(trials)}",
-        f"{whole['seconds_to_first_step']:.1f} / "
-        + (f"{sum(each['seconds_to_first_step'] for each in trials) / len(trials):.1f}" if trials else ""),
+        f"{whole['seconds_to_first_step']:.1f} / " + (f"{sum(times) / len(times):.1f}" if times else ""),
     ]
 
 

@@ -81,7 +81,7 @@ class Bench:
                 command, cwd=folder, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, stderr=errors
             ), began
 
-    def run(self, name: str, *arguments: str) -> float:
+    def run(self, name: str, *arguments: str) -> float | None:
         """A process that runs to its end; the seconds from its start to its first step."""
         process, began = self.start(name, *arguments)
         try:
@@ -93,7 +93,7 @@ class Bench:
         if code != 0:
             raise Failed((self.folder / name / "errors.txt").read_text().strip()[-1500:] or f"exit code {code}")
         steps = trace(traces(self.folder / name)[-1])
-        return steps[0].time - began if steps else float("nan")
+        return steps[0].time - began if steps else None  # killed behind its last step
 
     def kill(self, name: str, wait: float) -> bool:
         """A process that gets SIGKILL `wait` seconds after its first step; False if it was at its end before that."""
@@ -146,7 +146,7 @@ def resumed(bench: Bench, name: str, whole: Path) -> Numbers:
         stopped = trace(traces(bench.folder / name)[0])[-1].step
         said = str(error).replace(str(bench.folder), "FOLDER").strip().splitlines()[-1]
         return {"error": said[:300], "stopped_after_step": stopped}
-    return {**judged(bench.folder / name, whole), "seconds_to_first_step": round(seconds, 2)}
+    return {**judged(bench.folder / name, whole), "seconds_to_first_step": seconds and round(seconds, 2)}
 
 
 def uninterrupted(bench: Bench) -> Numbers:

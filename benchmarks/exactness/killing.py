@@ -67,10 +67,14 @@ class Counter(Witness):
 
 
 class Leaver(Counter):
-    """Kills its own process before the `STOP + 1`-th step, when the save of the last one is surely done."""
+    """Kills its own process before the `STOP + 1`-th step, when the save of the last one is surely done.
+
+    Some tools save beside the training, so it is given time.
+    """
 
     def before(self, rate: float) -> None:  # noqa: ARG002
         if self.done == STOP:
+            time.sleep(5.0)
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -160,7 +160,7 @@ def test_a_signal_to_the_whole_group_while_they_start_leaves_them_at_work_too(mo
 
 
 def test_being_stopped_and_continued_is_no_stall_and_changes_no_batch(monkeypatch) -> None:
-    monkeypatch.setattr(workers_room, "_STALLED", 1.0)
+    monkeypatch.setattr(workers_room, "_STALLED", 3.0)  # far more than a batch takes on a busy machine
     monkeypatch.setattr(workers_room, "_LOOK", 0.5)
 
     def body(say) -> None:
@@ -172,7 +172,7 @@ def test_being_stopped_and_continued_is_no_stall_and_changes_no_batch(monkeypatc
         hear()
         time.sleep(0.1)
         os.killpg(pid, signal.SIGSTOP)
-        time.sleep(2.0)
+        time.sleep(4.0)
         os.killpg(pid, signal.SIGCONT)
         assert ended(pid) == 0
 

@@ -41,4 +41,7 @@ def _not_persistent(state: TrainState) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and bool((one == other).logical_or(one != one).all())
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    both_nan = (one != one).logical_and(other != other)
+    return bool((one == other).logical_or(both_nan).all())

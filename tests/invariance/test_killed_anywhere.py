@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,32 +96,40 @@ def pieces(total: int, pieces: int = 4) -> Iterator[range]:
 def on_disk(run: Path) -> frozenset[tuple[str, bytes]]:
     """What a kill has left: every name with its content, whatever the process's number was."""
     return frozenset(
-        (re.sub(r"-\d+$", "", str(path.relative_to(run))), path.read_bytes() if path.is_file() else b"")
+        (
+            re.sub(r"(\.tmp-\d{8}|\.[a-z]+|latest)-\d+", r"\1", str(path.relative_to(run))),
+            path.read_bytes() if path.is_file() else b"",
+        )
         for path in run.rglob("*")
         if path.name != "timing.jsonl"
     )
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_killed_at_every_operation_of_the_first_three_saves(tmp_path: Path, part: int) -> None:
-    """Those of steps 0, 2 and 4: all that is written, pruned and removed until then, each operation once.
+def killed_at_each(scenario: str, numbers: range, place: Callable[[int], Path], expected: dict[str, str]) -> int:
+    """Kills a run in `place(number)` at each of these operations and goes on: how many states of the disk there were.
 
     Many operations only read: what was left by a kill before is left again, and was gone on from already.
     """
+    gone_on_from = set()
+    for number in numbers:
+        out = place(number)
+        assert in_a_child(dying_at(number, lambda: train(scenario, out, (PauseAt(4),), **SHORT)))  # noqa: B023
+        if (left := on_disk(out)) not in gone_on_from:
+            gone_on_from.add(left)
+            train(scenario, out, **SHORT)
+            assert what_is_left(out / "0001-run") == expected, f"killed at operation {number}"
+    return len(gone_on_from)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_killed_at_every_operation_of_the_first_three_saves(tmp_path: Path, part: int) -> None:
+    """Those of steps 0, 2 and 4: all that is written, pruned and removed until then, each operation once."""
     scenario = SHORT_SCENARIOS[part % 2]
     train(scenario, tmp_path / "whole", **SHORT)
     expected = what_is_left(tmp_path / "whole" / "0001-run")
     total = operations(lambda: train(scenario, tmp_path / "counted", (PauseAt(4),), **SHORT))
     assert total > 100
-    gone_on_from = set()
-    for number in list(pieces(total))[part]:
-        out = tmp_path / str(number)
-        assert in_a_child(dying_at(number, lambda: train(scenario, out, (PauseAt(4),), **SHORT)))  # noqa: B023
-        if (left := on_disk(out)) not in gone_on_from:
-            gone_on_from.add(left)
-            train(scenario, out, **SHORT)
-            assert what_is_left(out / "0001-run") == expected, f"killed at operation {number} of {total}"
-    assert len(gone_on_from) > 10
+    assert killed_at_each(scenario, list(pieces(total))[part], lambda number: tmp_path / str(number), expected) > 10
 
 
 def killed_in_a_save(scenario: str, folder: Path) -> Path:
@@ -148,12 +156,5 @@ def test_killed_at_every_operation_of_a_resume(tmp_path: Path, part: int) -> Non
     shutil.copytree(cut, tmp_path / "counted", symlinks=True)
     total = operations(lambda: train(scenario, tmp_path / "counted", (PauseAt(4),), **SHORT))
     assert total > 50
-    gone_on_from = set()
-    for number in range(1 + part, total + 1, 2):
-        out = shutil.copytree(cut, tmp_path / str(number), symlinks=True)
-        assert in_a_child(dying_at(number, lambda: train(scenario, out, (PauseAt(4),), **SHORT)))  # noqa: B023
-        if (left := on_disk(out)) not in gone_on_from:
-            gone_on_from.add(left)
-            train(scenario, out, **SHORT)
-            assert what_is_left(out / "0001-run") == expected, f"killed at operation {number} of {total}"
-    assert len(gone_on_from) > 5
+    copy = lambda number: shutil.copytree(cut, tmp_path / str(number), symlinks=True)  # noqa: E731
+    assert killed_at_each(scenario, range(1 + part, total + 1, 2), copy, expected) > 5

@@ -1,0 +1,104 @@
+"""`make speed`: how fast gradstep is beside loops by hand and other tools. Writes benchmarks/records/speed.json.
+
+    .venv-peers/bin/python -m benchmarks.speed [--short] [--only "lenet plain" ...] [--list]
+
+A run of some cells replaces those of the record. A cell in which the two do not take the same steps is void.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import gradstep
+from benchmarks.speed.cells import CELLS, OTHERS
+from benchmarks.speed.measuring import FULL, SHORT, Bench, measured
+from benchmarks.speed.problems import PROBLEMS
+from gradstep.errors import UsageError
+
+RECORD = Path(__file__).resolve().parents[1] / "records" / "speed.json"
+PEERS = ("accelerate", "keras", "lightning", "pytorch-ignite", "torch")
+
+
+def plan_is_there() -> bool:
+    """Whether `fit` knows plan=measured."""
+    try:
+        gradstep.fit(
+            nn.Linear(1, 1), nn.MSELoss(), (torch.zeros(2, 1), torch.zeros(2, 1)), steps=1, batch_size=2,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), plan="measured", device="cpu", quiet=True,
+        )  # fmt: skip
+    except UsageError:
+        return False
+    return True
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.machine()
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PEERS},
+        "threads": {name: problem.threads for name, problem in PROBLEMS.items()},
+    }
+
+
+def headline(cell: dict[str, Any]) -> str:
+    """The figure in a line, as the report has it too."""
+    if "void" in cell:
+        return f"void: {cell['void']}"
+    if "not_there_yet" in cell:
+        return f"not there yet: {cell['not_there_yet']}"
+    digits = 1 if cell["measure"] == "difference" else 3
+    low, high = cell["interval"]
+    return f"{cell['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def write(cells: dict[str, Any], path: Path = RECORD) -> None:
+    """The record; cells that were not measured now stay if they are of the same machine and releases."""
+    here = machine()
+    old = json.loads(path.read_text()) if path.exists() else {"machine": here, "cells": {}}
+    if old["machine"] != here:
+        old = {"cells": {}}
+    merged = {name: cells.get(name, old["cells"].get(name)) for name in [*CELLS, *OTHERS]}
+    record = {"machine": here, "cells": {name: cell for name, cell in merged.items() if cell is not None}}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="two processes of each contender and short blocks")
+    parser.add_argument("--only", action="append", choices=[*CELLS, *OTHERS], metavar="CELL")
+    parser.add_argument("--list", action="store_true", help="the names of the cells")
+    asked = parser.parse_args()
+    everything = {**CELLS, **OTHERS}
+    if asked.list:
+        sys.exit("\n".join(everything))
+    os.environ.setdefault("GRADSTEP_DATA", str(Path(__file__).resolve().parents[3] / "shared" / "data"))
+    names = asked.only or list(CELLS if asked.short else everything)
+    there = plan_is_there()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), SHORT if asked.short else FULL)
+        for name in names:
+            cell = measured(bench, everything[name], there)
+            write({name: cell})
+            print(f"{name}: {headline(cell)}", "" if cell["goal"] is None else f"goal {cell['goal']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

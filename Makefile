@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check results bench exactness resumes mutations torture fuzz clean
+.PHONY: demo test check results bench speed exactness resumes mutations torture fuzz clean
 
 demo: .venv/ready
 	$(BIN)/gradstep train digits
@@ -19,12 +19,19 @@ check: .venv/ready
 results: .venv/ready
 	$(BIN)/python -m benchmarks.results
 
-bench: .venv/ready
+bench: .venv/ready .venv-peers/ready
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.checkpoints
+	.venv-peers/bin/python -m benchmarks.speed --short
+	.venv-peers/bin/python -m benchmarks.speed.report
+
+# Speed beside loops by hand and other tools, in full, an hour and a half; `bench` has the short form.
+speed: .venv-peers/ready
+	.venv-peers/bin/python -m benchmarks.speed
+	.venv-peers/bin/python -m benchmarks.speed.report
 
 # The same eight cases in other tools, from their released packages, in an environment of their own beside .venv.
 exactness: .venv-peers/ready

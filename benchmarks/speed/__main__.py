@@ -24,9 +24,9 @@ import gradstep
 from benchmarks.speed.cells import CELLS, OTHERS
 from benchmarks.speed.measuring import FULL, SHORT, Bench, measured
 from benchmarks.speed.problems import PROBLEMS
+from benchmarks.speed.report import RECORD, figure
 from gradstep.errors import UsageError
 
-RECORD = Path(__file__).resolve().parents[1] / "records" / "speed.json"
 PEERS = ("accelerate", "keras", "lightning", "pytorch-ignite", "torch")
 
 
@@ -58,17 +58,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def headline(cell: dict[str, Any]) -> str:
-    """The figure in a line, as the report has it too."""
-    if "void" in cell:
-        return f"void: {cell['void']}"
-    if "not_there_yet" in cell:
-        return f"not there yet: {cell['not_there_yet']}"
-    digits = 1 if cell["measure"] == "difference" else 3
-    low, high = cell["interval"]
-    return f"{cell['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def write(cells: dict[str, Any], path: Path = RECORD) -> None:
     """The record; cells that were not measured now stay if they are of the same machine and releases."""
     here = machine()
@@ -97,7 +86,7 @@ def main() -> None:
         for name in names:
             cell = measured(bench, everything[name], there)
             write({name: cell})
-            print(f"{name}: {headline(cell)}", "" if cell["goal"] is None else f"goal {cell['goal']}", flush=True)
+            print(f"{name}: {figure(cell)}", "" if cell["goal"] is None else f"goal {cell['goal']}", flush=True)
 
 
 if __name__ == "__main__":

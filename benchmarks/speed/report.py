@@ -1,0 +1,122 @@
+"""`python -m benchmarks.speed.report`: writes docs/BENCHMARKS.md from benchmarks/records/speed.json."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.blocks import FEWEST, SHARE, STOLEN
+from benchmarks.speed.measuring import FULL, SHORT
+from benchmarks.speed.parity import REARRANGED, SAME, STEPS
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD, PAGE = ROOT / "benchmarks" / "records" / "speed.json", ROOT / "docs" / "BENCHMARKS.md"
+GROUPS = {
+    "The loop's own time": ("difference", "share"),
+    "Times": ("ratio",),
+    "Memory": ("memory",),
+}
+
+METHOD = f"""
+Every contender is a process of its own, warm, in which one endless training runs by its tool's own loop. The clock is
+in the feed: between two blocks the training waits for its next batch, and a block lasts from the moment its first
+batch is asked for to the moment the batch after its last one is. So data, forward, backward, update and all that a
+tool does for a step are inside. All start from the same weights and take the same batches of 64 in the same order.
+Before anything is timed the first {STEPS} losses must be those of the loop by hand, to {SAME:.0e} relative
+({REARRANGED:.0e} where the same sums are added in another order: Keras, fused optimizers, other memory formats), or
+the cell is void. Then they take turns, A B B A; which begins is drawn. The figure is the median of the pairs' ratios
+of time a step, with a bootstrap interval of 95 % over process restarts and pairs ({SHORT.restarts} restarts in the
+short form, {FULL.restarts} in the full one). A pair is left out, as a whole, if in either block the host stole more
+than {100 * STOLEN:.0f} % of the machine's time, or a process got less than {100 * SHARE:.0f} % of its usual CPU time
+for its wall time; fewer than {FEWEST} pairs are no figure. A goal is met when the interval's upper end is within it.
+
+The loops by hand look for a loss or gradient that is no number before each update, as gradstep does. The tutorial's
+loads sample by sample through a DataLoader and reads the loss of each step; the good one has whole batches of floats in
+memory; the best one gathers once a tensor, keeps bytes as bytes until then, and has the optimizer's fused kernel
+unless "same kernels" says that it has gradstep's. Each draws an order at each epoch, as a loop must, and then takes
+gradstep's. Where epochs with their data are timed, the other tools have torch's DataLoader without workers, sample by
+sample, and gradstep its own feed over the bytes. What is not equal: gradstep's process imports more than a loop's,
+which its peak of memory shows; and the other tools show their progress to nobody.
+"""
+
+AGAIN = """
+```sh
+make speed                                                       # the full form, an hour and a half
+.venv-peers/bin/python -m benchmarks.speed --short               # a quarter of an hour; part of make bench
+.venv-peers/bin/python -m benchmarks.speed --only "lenet plain"  # one cell; --list names them
+.venv-peers/bin/python -m benchmarks.speed.report                # this page, from the record
+```
+"""
+
+
+def figure(cell: dict[str, Any]) -> str:
+    """A ratio with its interval, or why there is none."""
+    if "void" in cell:
+        return "void: " + cell["void"].replace("|", "/")  # no column of its own
+    if "not_there_yet" in cell:
+        return f"{cell['not_there_yet'].replace('plan=measured', '`plan=measured`')} is not there yet"
+    digits = 1 if cell["measure"] == "difference" else 3
+    low, high = cell["interval"]
+    return f"{cell['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def verdict(cell: dict[str, Any]) -> str:
+    if cell["goal"] is None:
+        return "no goal"
+    return {True: "met", False: "not met", None: "open"}[cell.get("met")]
+
+
+def row(cell: dict[str, Any]) -> str:
+    """A line of the table. Where the plan fell back to plain, the title says so."""
+    fell_back = cell["goal"] is not None and any("is not there yet" in note for note in cell.get("notes", ()))
+    title = cell["title"] + (", `plan=plain` for want of another" if fell_back else "")
+    goal = "" if cell["goal"] is None else f"≤ {cell['goal']:g}"
+    cpu = f"{cell['cpu']['value']:.3f}" if "cpu" in cell else ""
+    pairs = f"{cell['pairs']} + {cell['discarded']}, {cell['form']}" if "pairs" in cell else ""
+    return f"| {title} | {cell['against']} | {figure(cell)} | {goal} | {verdict(cell)} | {cpu} | {pairs} |"
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    head = "| what | against | ours by theirs | goal | | CPU time | pairs + left out |\n|---|---|---|---|---|---|---|"
+    return "\n".join([head, *map(row, cells)])
+
+
+def page(record: dict[str, Any]) -> str:
+    """The whole of docs/BENCHMARKS.md."""
+    here, cells = record["machine"], list(record["cells"].values())
+    with_goals = [cell for cell in cells if cell["goal"] is not None]
+    counts = {word: sum(verdict(cell) == word for cell in with_goals) for word in ("met", "not met", "open")}
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    threads = ", ".join(f"{name} {number}" for name, number in here["threads"].items())
+    machine = (
+        f"Measured on {here['processor']}, {here['cores']} cores, Python {here['python']}; {versions}. "
+        f"Threads: {threads}. "
+        f"Of {len(with_goals)} goals {counts['met']} are met, {counts['not met']} are not, {counts['open']} are open "
+        "(not there yet, or void)."
+    )
+    parts = [
+        "# How fast it is",
+        "<!-- Written by `python -m benchmarks.speed.report` from benchmarks/records/speed.json; do not edit. -->",
+        textwrap.fill(machine, 120),
+    ]
+    for heading, measures in GROUPS.items():
+        some = [cell for cell in cells if cell["measure"] in measures]
+        if some:
+            parts += [f"## {heading}", *([_MICROSECONDS] if "difference" in measures else []), table(some)]
+    method = [textwrap.fill(" ".join(paragraph.split()), 120) for paragraph in METHOD.split("\n\n")]
+    return "\n\n".join([*parts, "## How it is measured", *method, "## Again", AGAIN.strip()]) + "\n"
+
+
+_MICROSECONDS = (
+    "Of a net with nothing to compute: µs a step above the loop by hand, and those as a share of Lightning's."
+)
+
+
+def main() -> None:
+    PAGE.write_text(page(json.loads(RECORD.read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,8 @@ def main() -> None:
     asked = parser.parse_args()
     everything = {**CELLS, **OTHERS}
     if asked.list:
-        sys.exit("\n".join(everything))
+        print("\n".join(everything))
+        return
     os.environ.setdefault("GRADSTEP_DATA", str(Path(__file__).resolve().parents[3] / "shared" / "data"))
     names = asked.only or list(CELLS if asked.short else everything)
     there = plan_is_there()

@@ -112,8 +112,12 @@ def _rest() -> dict[str, Cell]:
 
 
 def _others() -> dict[str, Cell]:
-    """What the other tools take for the same steps, in the full form alone: no goals of ours."""
-    return {
+    """In the full form alone, without goals: no difference at all, and what other tools take for the same steps."""
+    good = job("raw_good", "two_layer_sgd")
+    control = Cell(
+        f"{NAMES['two_layer_sgd']}, a step of a good loop by hand", "itself, another process", good, good, None
+    )
+    return {"control": control} | {
         f"{net} plain {tool}": Cell(
             f"{NAMES[net]}, a step, `plan=plain`", TOOLS[tool] + (", `barebones=True`" if bare else ""),
             job("gradstep", net, plan="plain"), job(tool, net, **bare), None,

@@ -61,7 +61,7 @@ class Clock:
 
         A block lasts from the moment its first item is asked for, or may be given, to the moment the item after its
         last one is asked for: whatever the training does between two batches is inside. Inside a block an item costs
-        a `yield from`, 0.03 µs.
+        a `yield from`, less than 0.2 µs.
         """
         self.say({"ready": True, **self.about()})
         for line in self._commands:

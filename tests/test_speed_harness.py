@@ -18,7 +18,7 @@ from benchmarks.speed.clock import Clock
 from benchmarks.speed.measuring import SHORT, Bench, Form, figures, measured
 from benchmarks.speed.problems import Job, prepare
 from benchmarks.speed.processes import Block, Void
-from benchmarks.speed.report import PAGE, RECORD, page
+from benchmarks.speed.report import PAGE, RECORD, page, verdict
 
 from gradstep.data import Feed, Tensors
 
@@ -253,6 +253,14 @@ def test_every_goal_has_its_cell() -> None:
     for cell in [*CELLS.values(), *OTHERS.values()]:
         assert cell.ours.threads == cell.theirs.threads, "like is compared with like"
     assert SHORT.restarts >= 2
+
+
+def test_a_goal_is_met_only_by_the_whole_interval() -> None:
+    goals = {"goal": 0.9, "value": 0.85}
+    assert verdict({**goals, "interval": [0.8, 0.9]}) == "met"
+    assert verdict({**goals, "interval": [0.8, 0.91]}) == "not shown"
+    assert verdict({**goals, "interval": [0.91, 1.0]}) == "missed"
+    assert verdict({"goal": 0.9, "void": "no parity"}) == "open"
 
 
 def test_the_page_is_what_the_record_says() -> None:

@@ -30,7 +30,8 @@ the cell is void. Then they take turns, A B B A; which begins is drawn. The figu
 of time a step, with a bootstrap interval of 95 % over process restarts and pairs ({SHORT.restarts} restarts in the
 short form, {FULL.restarts} in the full one). A pair is left out, as a whole, if in either block the host stole more
 than {100 * STOLEN:.0f} % of the machine's time, or a process got less than {100 * SHARE:.0f} % of its usual CPU time
-for its wall time; fewer than {FEWEST} pairs are no figure. A goal is met when the interval's upper end is within it.
+for its wall time; fewer than {FEWEST} pairs are no figure. A goal is met when the interval's upper end is within it, and
+missed when its lower end is not.
 
 The loops by hand look for a loss or gradient that is no number before each update, as gradstep does. The tutorial's
 loads sample by sample through a DataLoader and reads the loss of each step; the good one has whole batches of floats in
@@ -63,9 +64,13 @@ def figure(cell: dict[str, Any]) -> str:
 
 
 def verdict(cell: dict[str, Any]) -> str:
+    """Whether the goal is met: the whole interval within it; missed: none of it; not shown: it lies across."""
     if cell["goal"] is None:
         return "no goal"
-    return {True: "met", False: "not met", None: "open"}[cell.get("met")]
+    if "interval" not in cell:
+        return "open"
+    low, high = cell["interval"]
+    return "met" if high <= cell["goal"] else "missed" if low > cell["goal"] else "not shown"
 
 
 def row(cell: dict[str, Any]) -> str:
@@ -87,14 +92,16 @@ def page(record: dict[str, Any]) -> str:
     """The whole of docs/BENCHMARKS.md."""
     here, cells = record["machine"], list(record["cells"].values())
     with_goals = [cell for cell in cells if cell["goal"] is not None]
-    counts = {word: sum(verdict(cell) == word for cell in with_goals) for word in ("met", "not met", "open")}
+    counts = {
+        word: sum(verdict(cell) == word for cell in with_goals) for word in ("met", "missed", "not shown", "open")
+    }
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     threads = ", ".join(f"{name} {number}" for name, number in here["threads"].items())
     machine = (
         f"Measured on {here['processor']}, {here['cores']} cores, Python {here['python']}; {versions}. "
         f"Threads: {threads}. "
-        f"Of {len(with_goals)} goals {counts['met']} are met, {counts['not met']} are not, {counts['open']} are open "
-        "(not there yet, or void)."
+        f"Of {len(with_goals)} goals {counts['met']} are met, {counts['missed']} missed, {counts['not shown']} not "
+        f"shown (the interval lies across the goal), {counts['open']} open (not there yet, or void)."
     )
     parts = [
         "# How fast it is",

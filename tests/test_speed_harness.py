@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -14,7 +16,7 @@ from benchmarks.speed import estimates, parity
 from benchmarks.speed.batches import Order
 from benchmarks.speed.blocks import Pair, calibrated, enough, kept, turns
 from benchmarks.speed.cells import CELLS, OTHERS, job
-from benchmarks.speed.clock import Clock
+from benchmarks.speed.clock import Clock, peak_kb
 from benchmarks.speed.measuring import SHORT, Bench, Form, figures, measured
 from benchmarks.speed.problems import Job, prepare
 from benchmarks.speed.processes import Block, Void
@@ -176,6 +178,15 @@ def test_a_loop_by_hand_and_gradstep_take_the_same_steps_in_processes_of_their_o
         for each in again:
             assert (each.steps, each.losses) == (7, None)
             assert min(each.wall_ns, each.cpu_ns, each.peak_kb) > 0
+
+
+def test_the_peak_of_memory_is_the_process_s_own_and_not_its_starter_s() -> None:
+    held = bytearray(400_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    ask = "from benchmarks.speed.clock import peak_kb; print(peak_kb())"
+    said = subprocess.run([sys.executable, "-c", ask], cwd=PAGE.parents[1], capture_output=True, text=True, check=True)
+    assert int(said.stdout) < 400_000 < peak_kb()
+    del held
 
 
 def test_everybody_has_gradstep_s_order_over_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ the cell is void. Then they take turns, A B B A; which begins is drawn. The figu
 of time a step, with a bootstrap interval of 95 % over process restarts and pairs ({SHORT.restarts} restarts in the
 short form, {FULL.restarts} in the full one). A pair is left out, as a whole, if in either block the host stole more
 than {100 * STOLEN:.0f} % of the machine's time, or a process got less than {100 * SHARE:.0f} % of its usual CPU time
-for its wall time; fewer than {FEWEST} pairs are no figure. A goal is met when the interval's upper end is within it, and
-missed when its lower end is not.
+for its wall time; fewer than {FEWEST} pairs are no figure. A goal is met when the interval's upper end is within it,
+and missed when its lower end is not. Memory is the peak of the resident set.
 
 The loops by hand look for a loss or gradient that is no number before each update, as gradstep does. The tutorial's
 loads sample by sample through a DataLoader and reads the loss of each step; the good one has whole batches of floats in

@@ -1,6 +1,6 @@
 """`make speed`: how fast gradstep is beside loops by hand and other tools. Writes benchmarks/records/speed.json.
 
-    .venv-peers/bin/python -m benchmarks.speed [--short] [--only "lenet plain" ...] [--list]
+    .venv-peers/bin/python -m benchmarks.speed [--short] [--passive] [--only "lenet plain" ...] [--list]
 
 A run of some cells replaces those of the record. A cell in which the two do not take the same steps is void.
 """
@@ -72,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="two processes of each contender and short blocks")
     parser.add_argument("--only", action="append", choices=[*CELLS, *OTHERS], metavar="CELL")
+    parser.add_argument("--passive", action="store_true", help="OpenMP's threads sleep where they wait; see the page")
     parser.add_argument("--list", action="store_true", help="the names of the cells")
     asked = parser.parse_args()
     everything = {**CELLS, **OTHERS}
@@ -79,6 +80,8 @@ def main() -> None:
         print("\n".join(everything))
         return
     os.environ.setdefault("GRADSTEP_DATA", str(Path(__file__).resolve().parents[3] / "shared" / "data"))
+    if asked.passive:
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # of every contender's process
     names = asked.only or list(CELLS if asked.short else everything)
     there = plan_is_there()
     with tempfile.TemporaryDirectory() as folder:

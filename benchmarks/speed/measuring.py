@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -162,7 +163,8 @@ def measured(bench: Bench, cell: Cell, plan_is_there: bool) -> dict[str, Any]:
         found = figures(bench, cell)
     except Void as void:
         found = {"void": str(void)}
-    return {**_what(cell), **found, "notes": notes, "form": bench.form.name, "seconds": round(time.monotonic() - began)}
+    form = bench.form.name + (", passive" if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive" else "")
+    return {**_what(cell), **found, "notes": notes, "form": form, "seconds": round(time.monotonic() - began)}
 
 
 def _what(cell: Cell) -> dict[str, Any]:

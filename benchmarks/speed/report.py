@@ -40,6 +40,10 @@ unless "same kernels" says that it has gradstep's. Each draws an order at each e
 gradstep's. Where epochs with their data are timed, the other tools have torch's DataLoader without workers, sample by
 sample, and gradstep its own feed over the bytes. What is not equal: gradstep's process imports more than a loop's,
 which its peak of memory shows; and the other tools show their progress to nobody.
+
+Where "passive" stands beside a form, `--passive` was given: OpenMP's threads slept where they waited for each other, in
+every contender. By default they spin, and where somebody else took a core away a step on two threads was four times
+as slow, for whichever of the two it happened to.
 """
 
 AGAIN = """

@@ -44,6 +44,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written into the home of whoever runs the tests, and no test is quicker for what another left."""
+    monkeypatch.setenv("GRADSTEP_CACHE", "off")
+
+
+@pytest.fixture(autouse=True)
 def _own_signal_handlers() -> None:
     """The command line's main, called in this process, sets some for the rest of it: a test's or a module's fixture."""
     for number, handler in _HANDLERS.items():

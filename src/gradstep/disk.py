@@ -36,12 +36,17 @@ def make_folder(path: Path) -> None:
     os.mkdir(path)
 
 
+def create(path: Path) -> int:
+    """Makes a file that must not be there yet, to be written by `write_all`. Its descriptor."""
+    return os.open(path, _NEW, 0o666)
+
+
 def write_new(path: Path, parts: Iterable[Buffer], size: int | None = None) -> tuple[int, str]:
     """Writes a file that must not be there yet, and waits until the disk has it: `(bytes, SHA-256)`.
 
     With `size` the room is claimed first, so that a full disk is found out before anything is written.
     """
-    descriptor = os.open(path, _NEW, 0o666)
+    descriptor = create(path)
     try:
         written = _write_parts(descriptor, parts, size)
         os.fsync(descriptor)  # waits for the disk

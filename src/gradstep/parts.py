@@ -127,7 +127,9 @@ def inputs_of(
         return _by_name(*part_of(recipe, first, classes))
     paths = [path for word in words for path in _image_paths(word, columns)]
     files = data.FileList("the images to predict", paths, torch.zeros(len(paths), dtype=torch.int64))
-    images, good, notes = data.image_files(files, reading_of(spec), "skip" if skip_bad else "error", "--skip-bad")
+    on_bad = "skip" if skip_bad else "error"
+    # What is predicted is seldom asked for twice: it would push out of the cache what is trained on.
+    images, good, notes = data.image_files(files, reading_of(spec), on_bad, "--skip-bad", cached=False)
     transform = _options(spec).transform_of("test")
     source = data.Part(images if transform is None else data.per_sample(images, transform), good)
     return _by_name(source.transformed(data.transforms_of(spec.transforms)), notes)

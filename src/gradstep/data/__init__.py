@@ -24,10 +24,11 @@ from gradstep.data.idx import idx, read_idx
 from gradstep.data.images import SUFFIXES, Reading, UnreadableError, is_image, native_mode, read_image
 from gradstep.data.listing import is_text
 from gradstep.data.mix import CutMix, MixUp
-from gradstep.data.named import NAMED, data_folder, load_named
+from gradstep.data.named import NAMED, load_named
 from gradstep.data.opening import Options, is_on_disk, open_data, open_parts, survey
 from gradstep.data.order import permutation
 from gradstep.data.pipeline import augmented, is_mix
+from gradstep.data.places import cache_folder, data_folder
 from gradstep.data.sources import (
     PARTS,
     Augmented,
@@ -104,6 +105,7 @@ __all__ = [
     "augmentations",
     "augmentations_of",
     "augmented",
+    "cache_folder",
     "cifar",
     "class_names",
     "data_folder",

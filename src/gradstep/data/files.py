@@ -1,26 +1,30 @@
-"""Image files as a source: all of them looked at before training, none trusted to stay as it was."""
+"""Image files as a source: all of them looked at before training, none trusted to stay as it was.
+
+Their pixels come from memory where there is room, else from the cache on disk, else from the files, decoded anew.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradstep.data.cache import Place, Rows
+from gradstep.data.decoding import in_order
 from gradstep.data.images import Reading, UnreadableError, native_mode, read_image
+from gradstep.data.look import MixedError, look_at_all
+from gradstep.data.places import cache_folder
 from gradstep.data.sources import Items, Source
 from gradstep.data.transforms import Ragged, Transform
 from gradstep.errors import DataError
 
-_KEPT = 2**28  # bytes of decoded images that are kept in memory; more are decoded each time they are asked for
-_LARGE = 2**15  # bytes; decoding files larger than this on average gains by threads, smaller ones lose by them
+_KEPT = 2**28  # bytes of decoded images that are kept in memory; more are read from the cache
 _NAMED = 10  # bad files that an error names
 
 
@@ -73,6 +77,7 @@ class Images:
     kept: Tensor | None
     sizes: tuple[tuple[int, ...], ...]  # of images as they are read, each once
     transforms: tuple[Transform, ...] = ()
+    rows: Rows | None = None  # where they lie decoded on disk
 
     @property
     def in_memory(self) -> bool:
@@ -108,7 +113,8 @@ class Images:
         what = "it is another file than the one that was read before the first step"
         try:
             if self._same(number):
-                return self.kept[number] if self.kept is not None else read_image(path, self.reading)
+                found = self._decoded([number])
+                return found[0] if found is not None else read_image(path, self.reading)
         except UnreadableError as error:
             what = str(error)
         if not os.path.exists(path):  # it may have gone at any moment since
@@ -117,15 +123,21 @@ class Images:
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
         numbers, targets = indices.tolist(), self.files.targets[indices]
-        if self.kept is not None and all(map(self._same, numbers)):
-            return self.kept[indices], targets
-        images = list(_mapped(self.image, numbers, float(self.stamps[numbers, 0].double().mean()) > _LARGE))
+        if all(map(self._same, numbers)) and (found := self._decoded(numbers)) is not None:
+            return found, targets
+        images = list(in_order(self.image, numbers, processes=False))
         if len(self.sizes) == 1:
             return torch.stack(images), targets
         here = {tuple(image.shape) for image in images}
         others = [size for size in self.sizes if {size} != here][: 2 - len(here)]
         probes = [torch.zeros(size, dtype=images[0].dtype) for size in others]
         return Ragged([*images, *probes], len(images)), targets
+
+    def _decoded(self, numbers: list[int]) -> Tensor | None:
+        """From memory or the cache; None where they must be decoded."""
+        if self.kept is not None:
+            return self.kept[numbers]
+        return None if self.rows is None else self.rows.get(numbers)
 
     def _same(self, number: int) -> bool:
         """Whether a file is as it was, by its size and time."""
@@ -140,41 +152,37 @@ class Images:
 
 
 def image_files(
-    files: FileList, reading: Reading, on_bad: str = "error", way_out: str = "data.on_bad=skip"
+    files: FileList,
+    reading: Reading,
+    on_bad: str = "error",
+    way_out: str = "data.on_bad=skip",
+    cached: bool = True,
 ) -> tuple[Images, Tensor, tuple[str, ...]]:
     """`(source, numbers of the good ones, notes)`: every file read once, before anything else happens.
 
     DataError counts the files that are missing or can't be read, and names the first ten; where `on_bad` is `skip`
     they are left out of `numbers` (int64, ascending), and a note says so: the others keep their numbers, on which
-    splits and draws depend. `way_out` is what an error tells the user to type for that.
+    splits and draws depend. `way_out` is what an error tells the user to type for that. With `cached`, what is decoded
+    is kept on disk for the next time (`places.cache_folder`), unless that takes less than half a second.
     """
     if not files.paths:
         raise DataError(f"{files.name}: there are no images in it.")
-    if reading.mode is None:
-        reading = replace(reading, mode=_common_mode(files))
-    looks = _look_at_all(files, reading)
-    bad = [number for number, look in enumerate(looks) if look.trouble]
-    notes: tuple[str, ...] = ()
-    if bad:
-        told = _told(files, [(number, looks[number].trouble or "") for number in bad])
+    folder, skip = cache_folder() if cached else None, on_bad == "skip"
+    place = None if folder is None else Place(folder, files.name, files.paths, reading)
+    try:
+        looked = look_at_all(files.paths, reading, _KEPT, place, skip)
+    except MixedError:  # which the headers of all of them will tell
+        looked = look_at_all(files.paths, replace(reading, mode=_common_mode(files)), _KEPT, None, skip)
+    notes = looked.notes
+    if looked.troubles:
+        told = _told(files, list(looked.troubles.items()))
         if on_bad == "error":
             raise DataError(f"{told}\nMend them, or leave them out: {way_out}")
-        if len(bad) == len(looks):
+        if len(looked.troubles) == len(files):
             raise DataError(f"{told}\nNothing is left without them.")
-        notes = (f"left out: {told}",)
-    good = [number for number, look in enumerate(looks) if not look.trouble]
-    sizes = {looks[number].size for number in good}
-    content = hashlib.sha256()
-    for path, look in zip(files.paths, looks, strict=True):
-        content.update(os.path.basename(path).encode() + b"\0" + look.content)
-    images = Images(
-        files,
-        reading,
-        torch.tensor([look.stamp for look in looks], dtype=torch.int64),
-        content.hexdigest(),
-        _gathered(looks, good) if len(sizes) == 1 else None,
-        tuple(sorted(sizes)),
-    )
+        notes = (*notes, f"left out: {told}")
+    good = [number for number in range(len(files)) if number not in looked.troubles]
+    images = Images(files, looked.reading, looked.stamps, looked.content, looked.kept, looked.sizes, rows=looked.rows)
     return images, torch.tensor(good), notes
 
 
@@ -231,72 +239,6 @@ def _pillow(image: Tensor) -> Any:
 
     values = image.numpy()
     return Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
-
-
-@dataclass(slots=True)
-class _Look:
-    """What was found at one path: stamp, hash, size as it was read, pixels while there is room; or the trouble."""
-
-    stamp: tuple[int, int] = (-1, -1)
-    content: bytes = b""
-    size: tuple[int, ...] = ()
-    image: Tensor | None = None
-    trouble: str | None = None
-
-
-def _gathered(looks: list[_Look], good: list[int]) -> Tensor | None:
-    """The images as one tensor by their numbers, nothing in the place of bad ones; None where there was no room."""
-    images = [looks[number].image for number in good]
-    first = images[0]
-    if first is None or any(image is None for image in images) or len(looks) * first.nbytes > _KEPT:
-        return None
-    kept = first.new_zeros((len(looks), *first.shape))
-    for number, image in zip(good, images, strict=True):
-        kept[number] = image  # type: ignore[assignment]  # none of them is None
-    return kept
-
-
-def _look_at_all(files: FileList, reading: Reading) -> list[_Look]:
-    room = _KEPT
-
-    def look(path: str) -> _Look:
-        try:
-            with open(path, "rb") as file:
-                found, raw = os.fstat(file.fileno()), file.read()
-            image = read_image(io.BytesIO(raw), reading)
-        except OSError as error:
-            return _Look(trouble="there is no such file" if isinstance(error, FileNotFoundError) else error.strerror)
-        except UnreadableError as error:
-            return _Look(trouble=str(error))
-        return _Look((found.st_size, found.st_mtime_ns), hashlib.sha256(raw).digest(), tuple(image.shape), image)
-
-    looks = []
-    for each in read_in_order(look, files.paths):
-        room -= each.image.nbytes if each.image is not None else 0
-        if room < 0:  # too many to keep: none is
-            each.image = None
-        looks.append(each)
-    return looks
-
-
-def read_in_order(look: Callable[[str], Any], paths: Sequence[str]) -> Iterator[Any]:
-    """What a look at each file gives, in the order of the paths, by threads where files are large."""
-    return _mapped(look, paths, _mean_size(paths) > _LARGE)
-
-
-def _mapped(function: Callable[[Any], Any], values: Sequence[Any], threads: bool) -> Iterator[Any]:
-    """The results in the order of the values. Pillow lets go of the interpreter while it decodes."""
-    if not threads or len(values) < 2:
-        yield from map(function, values)
-        return
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(values), 256):  # in pieces, so that results don't pile up
-            yield from pool.map(function, values[start : start + 256])
-
-
-def _mean_size(paths: Sequence[str]) -> float:
-    some = paths[:: max(1, len(paths) // 64)]
-    return sum(os.stat(path).st_size for path in some if os.path.exists(path)) / max(len(some), 1)
 
 
 def headers_of(files: FileList) -> tuple[Counter[str], Counter[tuple[int, int]]]:

@@ -16,6 +16,7 @@ from gradstep.errors import RecipeError, listed, nearest
 MODES = ("L", "RGB", "RGBA", "F")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # Pillow's modes for 16 bits a pixel
+_TOLD_EARLY = ("JPEG", "MPO")  # formats whose EXIF tag is known before the pixels are decoded
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, "F": 1}
 
 
@@ -37,7 +38,7 @@ class Reading:
     `ground`: the colour that shows through where there is transparency, such as white, black or "#ff8000". None
     refuses images with transparency, unless `mode` keeps it.
     `size`: (height, width) that every image is resized to (bilinear, antialiased, stretched where it must be). None
-    leaves it.
+    leaves it. A JPEG is decoded at the smallest scale (1/8, 1/4, 1/2) that is still twice that or more.
     """
 
     mode: str | None = None
@@ -85,26 +86,62 @@ def read_image(path: str | Path | BinaryIO, reading: Reading) -> Tensor:
         raise UnreadableError(trouble(error)) from error
 
 
+def read_native(path: str | Path | BinaryIO, reading: Reading) -> tuple[str, Tensor]:
+    """`(mode as native_mode tells it, image as read_image gives it)`, the file opened once."""
+    try:
+        with Image.open(path) as image:
+            return _mode(image), as_tensor(image, reading)
+    except UnreadableError:
+        raise
+    except Exception as error:
+        raise UnreadableError(trouble(error)) from error
+
+
 def as_tensor(image: Image.Image, reading: Reading) -> Tensor:
     """A Pillow image as `read_image` gives it."""
+    orientation = _orientation(image) if image.format in _TOLD_EARLY else None
+    if reading.size is not None:
+        _draft(image, reading.size, swapped=orientation is not None and orientation >= 5)
     image.load()  # the whole of it: a file that is cut off says so here
-    upright = ImageOps.exif_transpose(image)
-    image = image if upright is None else upright
+    if orientation is None:  # of formats that tell it behind the pixels
+        orientation = _orientation(image)
+    if orientation != 1:
+        upright = ImageOps.exif_transpose(image)
+        image = image if upright is None else upright
     pixels = _float(image) if reading.mode == "F" else _converted(image, reading)
     if reading.size is not None and pixels.size != (reading.size[1], reading.size[0]):
         pixels = pixels.resize((reading.size[1], reading.size[0]), Image.Resampling.BILINEAR)
-    values = np.array(pixels)  # a copy: torch has no read-only tensors
-    return torch.from_numpy(values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1)))
+    # Quicker than np.array(pixels), which asks by Pillow's interface; a bytearray, as torch has no read-only tensors.
+    values = np.frombuffer(bytearray(pixels.tobytes()), np.float32 if pixels.mode == "F" else np.uint8)
+    values = values.reshape(pixels.height, pixels.width, -1)
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
 
-def native_mode(path: str | Path) -> tuple[str, tuple[int, int]]:
+def _draft(image: Image.Image, size: tuple[int, int], swapped: bool) -> None:
+    """Has a JPEG decoded at the smallest of 1/8, 1/4, 1/2 that leaves twice the size it will be resized to, or more.
+
+    As `Image.thumbnail` does with its reducing_gap of 2. The mode stays; other formats have no such scales.
+    """
+    height, width = size[::-1] if swapped else size
+    image.draft(None, (2 * width, 2 * height))
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation: int = image.getexif().get(0x0112, 1)
+    return orientation
+
+
+def _mode(image: Image.Image) -> str:
+    return f"{image.mode} with transparency" if _transparent(image) and "A" not in image.mode else image.mode
+
+
+def native_mode(path: str | Path | BinaryIO) -> tuple[str, tuple[int, int]]:
     """`(Pillow's mode, (height, width) as it is shown)` from a file's header alone. UnreadableError as above."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # an orientation that swaps the sides
+            turned = _orientation(image) >= 5  # an orientation that swaps the sides
             size = image.size if turned else (image.size[1], image.size[0])
-            mode = f"{image.mode} with transparency" if _transparent(image) and "A" not in image.mode else image.mode
-            return mode, size
+            return _mode(image), size
     except Exception as error:
         raise UnreadableError(trouble(error)) from error
 

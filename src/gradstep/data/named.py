@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from gradstep.data.cifar import cifar_parts
 from gradstep.data.idx import idx
+from gradstep.data.places import data_folder
 from gradstep.data.sources import Source, Splits, Tensors
 from gradstep.errors import DataError, RecipeError, nearest
 
@@ -22,13 +22,6 @@ _IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-
-
-def data_folder() -> Path:
-    """`$GRADSTEP_DATA`, else the user's cache folder."""
-    given = os.environ.get("GRADSTEP_DATA")
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "gradstep"
 
 
 def load_named(name: str) -> Splits:

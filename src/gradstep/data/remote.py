@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 from gradstep.data.download import Part, fetch
 from gradstep.data.mirrors import SETS, File, Member, RemoteSet
-from gradstep.data.named import data_folder
+from gradstep.data.places import data_folder
 from gradstep.errors import DataError, OutputError, RecipeError, nearest
 
 _SMALL = 1 << 20  # bytes: what a member of no stated size may have

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gradstep import tree
-from gradstep.data.files import FileList, read_in_order
+from gradstep.data.decoding import in_order
+from gradstep.data.files import FileList
 from gradstep.data.images import trouble
 from gradstep.data.sources import Source, targets_in_memory
 from gradstep.data.split import Cut
@@ -142,7 +143,7 @@ def _fitted(image: Tensor) -> Image.Image:
 
 def _read(whole: FileList | Source, numbers: Tensor) -> Iterator[_Seen]:
     if isinstance(whole, FileList):
-        yield from read_in_order(_seen, [whole.paths[number] for number in numbers.tolist()])
+        yield from in_order(_seen, [whole.paths[number] for number in numbers.tolist()])
         return
     for some in numbers.split(1024):
         inputs = tree.tensors(whole.batch(some, 0, 0)[0])

@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from gradstep.cli import data_get, data_show, evaluate, predict, recipes, resume, train
+from gradstep.cli import data_cache, data_get, data_show, evaluate, predict, recipes, resume, train
 from gradstep.errors import GradstepError, UserCodeError, user_frames
 
 app = typer.Typer(
@@ -26,9 +26,12 @@ app.command("resume")(resume.resume)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("recipes")(recipes.recipes)
-data = typer.Typer(name="data", help="Fetch named data sets, and look at data.", no_args_is_help=True)
+data = typer.Typer(
+    name="data", help="Fetch named data sets, look at data, and see what is kept of it.", no_args_is_help=True
+)
 data.command("get")(data_get.get)
 data.command("show")(data_show.show)
+data.command("cache")(data_cache.cache)
 app.add_typer(data)
 
 

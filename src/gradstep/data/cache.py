@@ -174,7 +174,7 @@ class Building:
         self.dtype = np.dtype(np.uint8)
         self.sums: list[int] = []
         self._waiting: list[bytes | Pixels] = []
-        self._bytes, self._empty = 0, 0  # bytes that wait; bad files before the first good one
+        self._added, self._bytes, self._empty = 0, 0, 0  # images; bytes that wait; bad files before the first good one
         self._file: int | None = None
         self._part: Path | None = None
         self._over = not place.settled
@@ -199,7 +199,7 @@ class Building:
     def finish(self, header: dict[str, Any], stamps: Sequence[Stamp]) -> Rows | None:
         """The cache, whole and under its name; None where there is none. `stamps` are those of what was decoded."""
         changed = any(own != known and own[0] >= 0 for own, known in zip(stamps, self.place.stamps, strict=True))
-        if self._over or self._file is None or self._part is None or len(self.sums) != self.count or changed:
+        if self._over or self._file is None or self._part is None or self._added != self.count or changed:
             return None
         about = {
             "key": self.place.key,
@@ -209,10 +209,10 @@ class Building:
             "dtype": self.dtype.str,
             **header,
         }
-        sums = np.array(self.sums, "<u4")
-        tail = sums.tobytes() + json.dumps(about).encode()
         try:
             self._flush()
+            sums = np.array(self.sums, "<u4")
+            tail = sums.tobytes() + json.dumps(about).encode()
             disk.write_all(self._file, tail)
             trailer = _TRAILER.pack(_MAGIC, len(tail) - sums.nbytes, len(sums), hashlib.sha256(tail).digest())
             disk.write_all(self._file, trailer)
@@ -240,6 +240,7 @@ class Building:
 
     def _append(self, image: Pixels) -> None:
         self._waiting.append(image)
+        self._added += 1
         self._bytes += image.nbytes
         if self._file is None:
             if time.monotonic() - self.began < _WORTH and self._bytes < _AHEAD:

@@ -7,7 +7,8 @@ Timed are the first epoch, from before the CSV is opened to the last step's end,
 with an empty cache of decoded images, and once more with the one that the run before it left. The CSV and the files
 are in the system's own cache.
 
-Each round is a process of its own that only begins the clock behind its imports; the contenders take turns, A B B A.
+Each round is a process of its own, of one thread, that only begins the clock behind its imports; the contenders take
+turns, A B B A. A fourth trains from memory, with no files: what is left of an epoch when data cost nothing.
 Ratios are medians of the pairs', with a bootstrap interval of 95 %. Beside them, what one look at large JPEGs costs
 that are resized to 64×64, with and without the scale that Pillow can decode them at.
 """
@@ -24,13 +25,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 RECORD = Path(__file__).parent / "records" / "images.json"
 COUNT, EPOCHS, BATCH = 10_000, 3, 64
 ROUNDS = 8
-NAMES = ("gradstep, no cache yet", "gradstep, cache there", "DataLoader")
+NAMES = ("gradstep, no cache yet", "gradstep, cache there", "DataLoader", "no files at all")
+SIDES = dict(zip(NAMES, ("ours", "ours", "theirs", "bare"), strict=True))
 GOALS = {"epoch 1": 1.0, "epochs 2 and later": 0.3}
 
 
@@ -83,8 +86,6 @@ def theirs(csv: str) -> list[float]:
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
 
-    from gradstep.models import LeNet
-
     class Files(Dataset[Any]):
         def __init__(self) -> None:
             rows = [line.split(",") for line in Path(csv).read_text().splitlines()[1:]]
@@ -99,12 +100,34 @@ def theirs(csv: str) -> list[float]:
                 pixels = torch.from_numpy(np.array(image))
             return (pixels[None].float() / 255 - 0.1) / 0.3, label
 
+    return by_hand(lambda: DataLoader(Files(), BATCH, shuffle=True, num_workers=2, persistent_workers=True))
+
+
+def bare(csv: str) -> list[float]:  # noqa: ARG001
+    """The loop alone, over as many images that lie in memory, ready."""
+    import torch
+
+    inputs, targets = torch.randn(COUNT, 1, 32, 32), torch.randint(0, 10, (COUNT,))
+
+    class Batches:
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return ((inputs[numbers], targets[numbers]) for numbers in torch.randperm(COUNT).split(BATCH))
+
+    return by_hand(Batches)
+
+
+def by_hand(opened: Callable[[], Any]) -> list[float]:
+    """Seconds since before the batches were opened, at the end of each epoch of the loop that anybody writes."""
+    import torch
+
+    from gradstep.models import LeNet
+
     model = LeNet(channels=1)
     began, ends = time.perf_counter(), []
-    loader = DataLoader(Files(), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+    batches = opened()
     criterion, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(EPOCHS):
-        for inputs, targets in loader:
+        for inputs, targets in batches:
             optimizer.zero_grad()
             loss = criterion(model(inputs), targets)
             loss.backward()
@@ -142,7 +165,7 @@ def run(name: str, csv: Path, cache: Path) -> dict[str, float]:
     """Seconds of one contender in a process of its own."""
     if name == NAMES[0]:
         shutil.rmtree(cache, ignore_errors=True)
-    which = "theirs" if name == NAMES[2] else "ours"
+    which = SIDES[name]
     command = [sys.executable, "-m", "benchmarks.images", which, str(csv)]
     environment = {**os.environ, "GRADSTEP_CACHE": str(cache)}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
@@ -165,7 +188,8 @@ def main() -> None:
         import torch
 
         torch.manual_seed(0)
-        print(json.dumps({"ours": ours, "theirs": theirs}[sys.argv[1]](sys.argv[2])))
+        torch.set_num_threads(1)
+        print(json.dumps({"ours": ours, "theirs": theirs, "bare": bare}[sys.argv[1]](sys.argv[2])))
         return
     rounds = int(sys.argv[1]) if len(sys.argv) == 2 else ROUNDS
     times: dict[str, dict[str, list[float]]] = {name: {what: [] for what in GOALS} for name in NAMES}
@@ -176,7 +200,7 @@ def main() -> None:
         time.sleep(2.5)  # files changed just now are not cached
         for number in range(rounds + 1):
             # The one with the cache comes behind the one that leaves it; the first round warms the system's cache.
-            for name in NAMES if number % 2 == 0 else (NAMES[2], *NAMES[:2]):
+            for name in NAMES if number % 2 == 0 else (*NAMES[2:], *NAMES[:2]):
                 for what, seconds in run(name, folder / "list.csv", cache).items():
                     times[name][what] += [seconds] if number else []
         jpegs = large(Path(place))
@@ -186,10 +210,13 @@ def main() -> None:
         "cores": os.cpu_count(),
         "processor": platform.machine(),
         "torch": str(torch.__version__),
+        "threads": 1,
         "rounds": rounds,
         "goals": GOALS,
         "ratios": {
-            name: {what: ratio(times[name][what], times[NAMES[2]][what]) for what in GOALS} for name in NAMES[:2]
+            name: {what: ratio(times[name][what], times[NAMES[2]][what]) for what in GOALS}
+            for name in NAMES
+            if name != NAMES[2]
         },
         "seconds": {
             name: {what: round(statistics.median(each), 2) for what, each in times[name].items()} for name in NAMES

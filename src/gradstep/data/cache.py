@@ -76,8 +76,8 @@ class Place:
         """What is kept of these files. A damaged file is removed, with a note."""
         try:
             rows, header = opened(self.path)
-        except FileNotFoundError:
-            return None
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None  # making one will say what is wrong, if anything is
         except (OSError, ValueError) as error:
             self.discard(_reason(error))
             return None

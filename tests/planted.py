@@ -85,9 +85,9 @@ LOST = [
         STREAM,
         (
             "step.py",
-            '    seed_model(device, key(state.seed, "model", index=state.step))\n    state.optimizer.zero_grad()\n'
+            '    seed_model(device, key(state.seed, "model", index=state.step))\n    bare.zero_grad(state.optimizer)\n'
             "    guard.before(state)",
-            "    state.optimizer.zero_grad()\n    guard.before(state)",
+            "    bare.zero_grad(state.optimizer)\n    guard.before(state)",
         ),
     ),
     _bug(

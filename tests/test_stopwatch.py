@@ -65,7 +65,7 @@ def test_an_epochs_time_leaves_out_evaluations_and_saves(epochs: list[Any]) -> N
             with watch.away():
                 clock.pass_by(each)
         step += len(steps)
-        assert watch.end_epoch(step) == watch.last_epoch == sum(steps)
+        assert watch.end_epoch(step)[0] == watch.last_epoch == sum(steps)
     assert watch.training() == sum(sum(steps) for steps, _, _ in epochs)
 
 
@@ -141,7 +141,7 @@ def test_a_resumed_process_counts_its_own_steps_only() -> None:
 def test_a_clock_that_has_not_moved_gives_no_speed_instead_of_an_error() -> None:
     watch, _ = stopwatch()
     assert watch.record(1, 64) == 0
-    assert watch.end_epoch(1) == 0
+    assert watch.end_epoch(1)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_gradients_of_16_bits_are_summed_in_32(criterion: Any) -> None:
         for parameter in twin.parameters():
             parameter.grad = None
         update.decide(inputs, LABELS)
-        with update._own_layers(1, 10, inputs):
+        with update._own_layers(1, 10):
             update._keyed.piece(row, 1)
             (F.cross_entropy(twin(inputs[row : row + 1]), LABELS[row : row + 1], reduction="sum") * 0.1).backward()
         sums = [total + p.grad.float() for total, p in zip(sums, twin.parameters(), strict=True)]

@@ -59,6 +59,11 @@ class Clock:
         """Whether an epoch is complete after `done` steps."""
         return done > 0 and done % self.steps_per_epoch == 0
 
+    def next_due(self, done: int, *every: Duration | None) -> int:
+        """The first step after `done` with which an epoch or the run ends, or one of these is due."""
+        lengths = [self.steps_per_epoch, *(self.steps(each) for each in every if each is not None)]
+        return min(self.total, *(done + length - done % length for length in lengths))
+
     def steps(self, duration: Duration) -> int:
         """A duration in steps."""
         return duration.amount * (self.steps_per_epoch if duration.unit == "epoch" else 1)

@@ -66,6 +66,18 @@ def _classes(source: Source) -> str:
     return f", {len(counts)} classes of {fewest:,}" + (f" to {most:,}" if most != fewest else "")
 
 
+def of_waiting(feed: Any, share: float) -> str:
+    """What to do where so much of an epoch's time goes by in waiting for its batches."""
+    what = f"{share:.0%} of the epoch went by in waiting for batches"
+    if not isinstance(feed, Feed):
+        return f"{what}, which are made as you make them"
+    if feed.source.in_memory:
+        return f"{what}, made of data in memory: look at data.transforms and data.augment"
+    if feed.workers:
+        return f"{what}: more than workers={feed.workers} may be quicker, or a cheaper __getitem__"
+    return f"{what}: try workers={os.cpu_count() or 1}, or give data that fits into memory as tensors"
+
+
 def of_model(training: Training) -> list[tuple[str, str]]:
     """The model's size and its first parts, the criterion, the optimizer with its options, clipping, averaging."""
     state = training.state

@@ -22,6 +22,7 @@ from gradstep.data import Feed, original
 from gradstep.data.workers import lost
 from gradstep.errors import DivergedError, GradstepError, OutOfMemoryError, user_frames
 from gradstep.rundir import RunDir
+from gradstep.setup import Training
 
 _ENOUGH = 3
 _SAMPLES = 1000  # as many numbers are kept
@@ -65,6 +66,14 @@ def note(
     except Exception as another:
         return f"{what}; {place.failure} could not be written ({type(another).__name__}: {another})"
     return f"{what}; its {'details' if samples is None else 'samples'}{before} are in {place.failure}"
+
+
+def of_run(place: RunDir, training: Training, error: BaseException, ending: bool, checkpoint_step: int | None) -> str:
+    """The same for what a run died of: a step, or where `ending` the end of one, which has no samples."""
+    diverged = error.step if isinstance(error, DivergedError) else None  # an evaluation or a hook has no samples either
+    at = diverged - 1 if diverged else training.state.step - ending
+    feed = training.feed if diverged or not ending else None
+    return note(place, at, training.clock, feed, error, checkpoint_step, training.update.micro_batch)
 
 
 def plainly(error: BaseException, feed: Any, micro_batch: int | None) -> GradstepError | None:

@@ -63,6 +63,8 @@ class Guard:
         if self._holders is None:
             roots = [root for root in (state.model, state.criterion) if isinstance(root, nn.Module)]
             self._holders = [module for root in roots for module in root.modules() if module._buffers]
+        if not self._holders:
+            return
         held = (buffer for module in self._holders for buffer in module.buffers(recurse=False))
         waits = self.rule.policy != "stop"
         self._buffers = [(buffer, buffer.clone()) for buffer in held if waits or buffer.device.type == "cpu"]
@@ -128,7 +130,16 @@ def spoiled(gradients: Iterable[Tensor | None]) -> Tensor:
     gradient stays as it is, bit for bit. Where it can't write it is not used: complex numbers, and elements that
     share their memory.
     """
-    dense = [_numbers(gradient) for gradient in gradients if gradient is not None]
+    given = [gradient for gradient in gradients if gradient is not None]
+    if given and given[0].device.type == "cpu":
+        flag = torch.zeros((), dtype=torch.float32, device="cpu")
+        try:  # all at once, whatever their dtypes: to ask each first would take longer than the look
+            torch._amp_foreach_non_finite_check_and_unscale_(given, flag, _ONE)
+        except RuntimeError:  # something among them is not dense, or can't be written: one kind after the other
+            pass
+        else:
+            return flag
+    dense = [_numbers(gradient) for gradient in given]
     by_kind: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
     for gradient in dense:
         read_only = gradient.is_complex() or 0 in gradient.stride()
@@ -146,6 +157,7 @@ def spoiled(gradients: Iterable[Tensor | None]) -> Tensor:
     return torch.stack([flag.to(found[0].device) for flag in found]).amax() if found else torch.zeros(())
 
 
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 

@@ -6,7 +6,7 @@ If you read one file of gradstep, read this one; then `step.py` for what happens
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from gradstep.errors import RecipeError
 from gradstep.metrics import MetricSet
 from gradstep.optim.replacing import Replaced
 from gradstep.run import Run
-from gradstep.session import Session
+from gradstep.session import NOTHING, Session
 from gradstep.setup import Training, assemble, yes_or_no
 from gradstep.state import TrainState
 from gradstep.update import Outcome
@@ -130,7 +130,7 @@ class _Alone:
         return batches
 
     def stepping(self) -> AbstractContextManager[Any]:
-        return nullcontext()
+        return NOTHING
 
 
 def _steps(training: Training, watched: Session | _Alone) -> Iterator[Outcome]:
@@ -277,13 +277,13 @@ def fit(
     session = Session(training, watching, out=out, name=name, resume=resume, allow_changes=allow_changes, quiet=quiet)
     with session.opened():
         if session.finished_before:
-            session.already_finished()
-            return session.run()
+            return session.already_finished()
         while not session.over:
             with session.kept_whole():
                 # The order of these lines is the contract's: best and patience before hooks, saving last.
                 for outcome in session.rest(_steps(training, session)):
-                    session.note(outcome)
+                    if not session.note(outcome):
+                        continue
                     ends_epoch = training.clock.ends_epoch(training.state.step)
                     if ends_epoch:
                         session.end_epoch()

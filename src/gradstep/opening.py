@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradstep import checkpoint, disk, facts, failure, retention
+from gradstep import changes, checkpoint, disk, facts, failure, retention
 from gradstep.changes import Change
 from gradstep.data import Feed
 from gradstep.errors import CheckpointError, RecipeError
@@ -76,13 +75,20 @@ def leave_documents(keeper: Keeper, training: Training) -> None:
         disk.replace(place.plan, checkpoint.to_json(training.plan.document()))
 
 
-def taken_up(place: RunDir, training: Training, allow: bool) -> None:
-    """An earlier run's folder is made ready to be gone on from: what a killed process left is cleared away."""
+def taken_up(
+    place: RunDir, training: Training, keeper: Keeper, allow: bool, at: int | None
+) -> tuple[Progress | None, list[Change], list[tuple[str, str]]]:
+    """Where an earlier run was, what is another than it was, and lines that say so.
+
+    Its folder is made ready to be gone on from: what a killed process left is cleared away.
+    """
     if not allow:
         failure.refuse_a_fourth(place, training.update.micro_batch, training.guard.rule.policy != "stop")
     retention.sweep(place.checkpoints)
     if place.plan.exists():
         training.follow(_plan_of(place))
+    progress, found, notes = keeper.restore(training.state, allow, at)
+    return progress, found, [("note", note) for note in notes] + [("changed", line) for line in changes.lines(found)]
 
 
 def _plan_of(place: RunDir) -> dict[str, Any]:
@@ -102,10 +108,9 @@ def open_records(
     whole: bool,
     console: Console,
     watch: Stopwatch,
-    listeners: tuple[Callable[..., Any], ...],
 ) -> Recorder:
     """The records, as they were at `progress`; `whole` leaves what stands behind it, of a run that is at its end."""
-    clock = training.clock
+    clock, events = training.clock, watching.events
     since = progress.mark if progress else None
     journal = Journal(place.metrics, place.timing, since, whole) if place else Journal()
     every = clock.steps(watching.evaluate_every)
@@ -122,7 +127,8 @@ def open_records(
         console,
         watch,
         evaluations_left=evaluations_left,
-        listeners=listeners,
+        listeners=(lambda row: events.announce("on_row", row),) if events.calls["on_row"] else (),
+        advice=lambda share: facts.of_waiting(training.feed, share),
     )
     if progress is not None:
         recorder.go_on(progress.tensors, progress.numbers, training.device)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gradstep import changes, failure
+from gradstep import failure
+from gradstep.changes import Change
 from gradstep.closing import closing_lines, run_of, shown, where
 from gradstep.errors import DivergedError, ProcessLostError, StorageError
 from gradstep.evaluation import untouched
@@ -29,6 +31,8 @@ from gradstep.setup import Training, yes_or_no
 from gradstep.unsaved import noticed
 from gradstep.update import Outcome
 from gradstep.watching import Watching
+
+NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Session:
@@ -52,13 +56,15 @@ class Session:
         self._console = Console(quiet)
         self._out, self._name, self._resume = out, name, resume
         self._allow = yes_or_no("allow_changes", allow_changes)
-        self._improved = self._improved_since_line = self._save_asked = False
+        self._improved = self._save_asked = False
         self._half = False  # whether a step is being made that may be cut short: then it is made again as a whole
         self._wants_pause: str | None = None
         self._ending = False  # whether the end of a step is being made, which a signal may cut short
         self._rest: Progress | None = None  # where it began, for who has a place to come back to
         self._cut = False  # whether something of the end of a step or of the run is left to do
-        self._look: AbstractContextManager[None] = nullcontext()  # at what the first step changes that is not saved
+        self._look: AbstractContextManager[None] = NOTHING  # at what the first step changes that is not saved
+        self._due = 0  # the step up to which nothing ends but steps
+        self._rates = partial(rates_at, self.state)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -81,12 +87,9 @@ class Session:
     ) -> Iterator[None]:
         training, self._place = self.training, place
         self._keeper = keeper_of(training, self.watching, place)
-        progress: Progress | None = None
-        found: list[changes.Change] = []
-        if resumed and place:
-            taken_up(place, training, self._allow)
-            progress, found, notes = self._keeper.restore(self.state, self._allow, at)
-            lines += [("note", note) for note in notes] + [("changed", line) for line in changes.lines(found)]
+        before = taken_up(place, training, self._keeper, self._allow, at) if resumed and place else (None, [], [])
+        progress, found, more = before
+        lines += more
         lines += [("run", str(place.path)), *room(place, self.training, self.watching.policy)] if place else []
         lines += [("resumed", where(self.state.step, self.clock))] if resumed else []
         self._console.facts([*lines, ("", "")])
@@ -110,17 +113,15 @@ class Session:
             self._recorder.journal.close()
 
     def _open_records(self, progress: Progress | None, whole: bool = False) -> None:
-        listeners = (lambda row: self._events.announce("on_row", row),) if self._events.calls["on_row"] else ()
         self._recorder = open_records(
-            self.training, self.watching, self._place, progress, whole, self._console, self._watch, listeners
+            self.training, self.watching, self._place, progress, whole, self._console, self._watch
         )
 
-    def _begin(self, found: list[changes.Change]) -> None:
+    def _begin(self, found: list[Change]) -> None:
         place = self._place
         leave_documents(self._keeper, self.training)
-        samples: int | None = getattr(self.training.feed, "samples", None)
-        about = About(place.path if place else None, self.clock, self._watch, samples)
-        self._events.tell("on_train_start", self.state, about)
+        where_it_is, samples = place.path if place else None, getattr(self.training.feed, "samples", None)
+        self._events.tell("on_train_start", self.state, About(where_it_is, self.clock, self._watch, samples))
         self._keeper.begin(self.state)
         self._look = noticed(self.state, self._console.line) if place else nullcontext()
         if self.finished_before:
@@ -163,21 +164,26 @@ class Session:
 
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The batches; a signal cuts the wait for one short, since between two steps nothing is half done."""
+        watch = self._watch
         while True:
             self._ending, self._half, self._rest = False, False, None  # the step before this wait is done as a whole
+            began = watch.now()
             with self._interruption.cuts():
                 try:
                     batch = next(batches)
                 except StopIteration:
                     return
+            watch.waited += watch.now() - began
             yield batch
 
-    @contextmanager
-    def stepping(self) -> Iterator[None]:
+    def stepping(self) -> AbstractContextManager[None]:
         """A step that begins where a checkpoint lies may be cut short too: the first, which may compile for minutes."""
-        self._half = self._keeper.newest == self.state.step
-        look, self._look = self._look, nullcontext()
-        with look, self._interruption.cuts() if self._half else nullcontext():
+        return self._stepping_off() if self._keeper.newest == self.state.step else NOTHING
+
+    @contextmanager
+    def _stepping_off(self) -> Iterator[None]:
+        look, self._look, self._half = self._look, NOTHING, True
+        with look, self._interruption.cuts():
             yield
         self._half = False
 
@@ -187,21 +193,26 @@ class Session:
         self._cut = False
         return chain(begun, outcomes)
 
-    def note(self, outcome: Outcome | None) -> None:
-        """A step was done. Waits for the device only when it is time to show something."""
+    def note(self, outcome: Outcome | None) -> bool:
+        """A step was done: is there anything to be done at its end? Waits for the device only when it is time to."""
         self._ending, self._improved = True, False
         if outcome is None:
-            return
-        self._recorder.step(outcome, self.state.samples, self._rates)
-        self._events.tell("on_train_batch_end", self.state, outcome)
-        if self.state.step == 1:
-            self.state.tensors()  # an optimizer shows what it keeps in its first step: refused now, not in a save
+            return True
+        state, step = self.state, self.state.step
+        self._recorder.step(outcome, state.samples, self._rates)  # the rates of the step just done
+        self._events.tell("on_train_batch_end", state, outcome)
+        if step == 1:
+            state.tensors()  # an optimizer shows what it keeps in its first step: refused now, not in a save
         self._tell_saved(self._keeper.saver.finished())  # raises what went wrong with it
         self._wants_pause = self._interruption.name or self._wants_pause
         if self._interruption.save_asked:
             self._interruption.save_asked, self._save_asked = False, True
         if self._events.requested:
             self._heed()
+        if step >= self._due:
+            self._due = self.clock.next_due(step, self.watching.evaluate_every, self.watching.policy.every)
+            return True
+        return bool(self._wants_pause or self._save_asked or state.standing.stopped)
 
     def end_epoch(self) -> None:
         """The epoch's loss and metrics, taken while training."""
@@ -233,14 +244,13 @@ class Session:
             self._recorder.measured("train_clean", step, measured["train_clean"])
         if "valid" in measured:
             self._improved = watching.judged(measured["valid"], state.standing, step, self.clock)
-            self._improved_since_line |= self._improved
             row = self._recorder.measured("valid", step, measured["valid"], best=self._improved)
             self._events.tell("on_validation_end", state, row)
         self._heed()
 
     def close_epoch(self) -> None:
         """The epoch's line, its hooks, and the start of the next."""
-        self._show_epoch()
+        self._recorder.show_epoch()
         self._events.tell("on_epoch_end", self.state)
         self._heed()
         if self.state.step < self.clock.total and not self.state.standing.stopped:
@@ -250,7 +260,7 @@ class Session:
         """The last epoch need not be a whole one: what there is of it gets its row and its line."""
         if self.over and self._paused is None:
             self.end_epoch()
-            self._show_epoch()
+            self._recorder.show_epoch()
 
     @property
     def over(self) -> bool:
@@ -287,7 +297,7 @@ class Session:
         for line in closing_lines(self.run(), self.clock, self._place):
             self._console.line(line)
 
-    def already_finished(self) -> None:
+    def already_finished(self) -> Run:
         """A finished run was resumed: says so and does nothing."""
         why = f" ({self.state.standing.stopped})" if self.state.standing.stopped else ""
         if self._place is not None and not self._place.weights.exists():
@@ -296,6 +306,7 @@ class Session:
         else:
             self._console.line(f"already finished at step {self.state.step}{why}; nothing to do.")
             self._events.tell("on_train_end", self.state)
+        return self.run()
 
     def _progress(self, rest: bool) -> Progress:
         """Where the run is in its epoch and its record. Waits for the device."""
@@ -345,7 +356,7 @@ class Session:
         self.training.guard.leave_out(self.state, at)
         self._recorder.journal.close()
         self._open_records(progress)
-        self._cut = progress.rest
+        self._cut, self._due = progress.rest, 0
         self._console.line(f"rewind    step {at + 1} is left out: back to step {self.state.step}")
 
     def _test(self) -> None:
@@ -364,15 +375,7 @@ class Session:
         self._keeper.saver.close()  # waits: then it is known which checkpoint is the last
         if self._place is None:
             return
-        diverged = isinstance(error, DivergedError) and error.step  # an evaluation or a hook has no samples
-        at = diverged - 1 if diverged else self.state.step - self._ending
-        feed = self.training.feed if diverged or not self._ending else None
-        size = self.training.update.micro_batch
-        error.add_note(failure.note(self._place, at, self.clock, feed, error, self._keeper.newest, size))
-
-    def _show_epoch(self) -> None:
-        self._recorder.show_epoch(self._improved_since_line)
-        self._improved_since_line = False
+        error.add_note(failure.of_run(self._place, self.training, error, self._ending, self._keeper.newest))
 
     def _tell_saved(self, path: Path | None) -> None:
         if path is not None:
@@ -391,9 +394,6 @@ class Session:
             if Request.STOP in wish:
                 self._recorder.request(self.state.step, "stop", who)
                 self.state.standing.stopped = f"{who} asked to stop"
-
-    def _rates(self) -> list[float]:
-        return rates_at(self.state)  # those of the step just done
 
     def run(self) -> Run:
         """What `fit` returns."""

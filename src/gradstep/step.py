@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradstep.finite import Guard
 from gradstep.keys import key, seed_model
+from gradstep.optim import bare
 from gradstep.optim.clipping import Clip
 from gradstep.state import TrainState
 from gradstep.update import Outcome, Update
@@ -20,13 +21,13 @@ def step(
     """Trains on one batch. The order of these lines is the contract's; only the guard may wait for the device."""
     inputs, targets = update.unpack(batch)
     seed_model(device, key(state.seed, "model", index=state.step))
-    state.optimizer.zero_grad()
+    bare.zero_grad(state.optimizer)
     guard.before(state)
     outcome = update.backward(inputs, targets, step=state.step + 1)
     if guard.lets(state, outcome):
         if clip is not None:
             clip(state.trained())
-        state.optimizer.step()
+        bare.step(state.optimizer)
     _done(state, outcome)
     return outcome
 

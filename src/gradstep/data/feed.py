@@ -74,6 +74,10 @@ class Feed:
         if self.pipeline.mixes and self.device.type != "cpu":
             self.checks.append(self.pipeline.hold_labels)
 
+    @property
+    def _plain(self) -> bool:
+        return not self.checks and self.pipeline.empty
+
     def indices(self, step: int) -> tuple[int, Tensor]:
         """`(epoch, numbers of the samples)` of batch number `step`; the epoch counts from 0 here."""
         if step < 0:
@@ -118,6 +122,8 @@ class Feed:
                 yield self._finish(batch, *question)
 
     def _finish(self, batch: Any, indices: Tensor, epoch: int, step: int) -> Any:
+        if self._plain and self.device.type == "cpu":
+            return batch
         numbers = original(self.source, indices)
         for check in self.checks:
             check(batch, numbers, self.what)

@@ -48,6 +48,11 @@ class Pipeline:
         return batch
 
     @property
+    def empty(self) -> bool:
+        """Whether it leaves every batch as it is."""
+        return not (self._single or self._transforms or self._mixes)
+
+    @property
     def mixes(self) -> bool:
         """Whether batches are mixed."""
         return bool(self._mixes)

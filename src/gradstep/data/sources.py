@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradstep.data.images import Reading
 
 
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _CLASSES = 100_000  # whole numbers above that are no classes
 PARTS = ("train", "valid", "test")
 PART_OF = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
@@ -78,7 +79,7 @@ class Tensors:
         return len(tree.tensors(self.content)[0])
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
-        return tree.map_tensors(lambda tensor: tensor[indices], self.content)
+        return tree.map_tensors(lambda tensor: rows(tensor, indices), self.content)
 
     @property
     def targets(self) -> Any:
@@ -229,6 +230,14 @@ class Splits:
     def items(self) -> list[tuple[str, Source]]:
         named = [(name, getattr(self, name)) for name in PARTS]
         return [(name, source) for name, source in named if source is not None]
+
+
+def rows(tensor: Tensor, numbers: Tensor) -> Tensor:
+    """The rows with these numbers (int64, `[N]`), as a tensor of their own.
+
+    index_select takes half as long as `tensor[numbers]`, and for rows of bytes an eighth, but knows fewer dtypes.
+    """
+    return tensor[numbers] if tensor.dtype in _UNSIGNED else tensor.index_select(0, numbers)
 
 
 def prepare(splits: Splits, transforms: Any, augment: Any = ()) -> Splits:

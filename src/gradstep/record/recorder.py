@@ -21,6 +21,7 @@ from gradstep.record.stopwatch import Stopwatch
 from gradstep.snapshot import on_host
 
 _READ_EVERY = 0.5  # seconds between two looks at the device
+_MUCH, _FELT = 0.1, 0.5  # of an epoch's time, and seconds of it: waiting for batches beyond both is worth a word
 
 
 class Metrics(Protocol):
@@ -36,7 +37,7 @@ class Metrics(Protocol):
 
 
 class Recorder:
-    """`listeners` are told of every row as it is written."""
+    """`listeners` are told of every row as it is written; `advice` is what to do where so much of a time is waiting."""
 
     def __init__(
         self,
@@ -48,10 +49,12 @@ class Recorder:
         stopwatch: Stopwatch,
         evaluations_left: Callable[[int], int] = lambda _: 0,
         listeners: tuple[Callable[[Row], Any], ...] = (),
+        advice: Callable[[float], str] = str,
     ) -> None:
         self.clock, self.journal, self.console, self.stopwatch = clock, journal, console, stopwatch
         self._ledger, self._metrics, self._listeners = ledger, metrics, listeners
-        self._evaluations_left = evaluations_left
+        self._evaluations_left, self._advice = evaluations_left, advice
+        self._advised = False
         self._marks: dict[int, tuple[int, list[float]]] = {}  # step -> (samples so far, rates), until it is read
         self._samples = 0  # since the last record
         self._epoch_samples = 0
@@ -59,6 +62,7 @@ class Recorder:
         self._read_at = stopwatch.now() + _READ_EVERY
         self._epoch: Row = {}
         self._measured: Row = {}  # by the latest evaluation since the last line
+        self._best = False  # whether any since was the best so far
 
     def begin_epoch(self, step: int, rates: list[float]) -> None:
         """A row at each epoch's start, with the learning rate that it starts at."""
@@ -111,8 +115,12 @@ class Recorder:
         values = {f"train/{name}": value for name, value in {**self._ledger.close_epoch(), **measured}.items()}
         row = {"step": step, "epoch": self.clock.epoch(step - 1), "kind": "epoch", "samples": samples}
         self._write(row | _rates(rates) | values)
-        seconds = self.stopwatch.end_epoch(step)
-        self.journal.time({"step": step, "epoch": row["epoch"], "kind": "epoch", "training_s": seconds})
+        seconds, waited = self.stopwatch.end_epoch(step)
+        took = {"training_s": seconds, "waiting_s": waited}
+        self.journal.time({"step": step, "epoch": row["epoch"], "kind": "epoch"} | took)
+        if waited > max(_MUCH * seconds, _FELT) and not self._advised:
+            self._advised = True
+            self.console.line(f"note      {self._advice(waited / seconds)}")
         self._epoch = {"epoch": row["epoch"], **_scalars(values)}
         speed = self._epoch_samples / seconds if seconds else 0.0
         self._epoch_ends = {"lr": rates[0] if rates else None, "samples/s": speed, "time": seconds}
@@ -144,6 +152,7 @@ class Recorder:
         row = {"step": step, "epoch": self.clock.epoch(step - 1) if step else 0, "kind": kind}
         row |= {f"{kind}/{name}": value for name, value in values.items()} | more
         self._write(row)
+        self._best = self._best or bool(more.get("best"))
         self._measured |= _scalars({name: value for name, value in row.items() if name.startswith(f"{kind}/")})
         return row
 
@@ -157,10 +166,10 @@ class Recorder:
         row = {"step": step, "epoch": self.clock.epoch(step - 1) if step else 0, "kind": "changed"}
         self._write(row | {"what": what, "then": then, "now": now})
 
-    def show_epoch(self, best: bool) -> None:
-        """The epoch's line on the console, with what was measured last; `best` if any of its evaluations was."""
-        self.console.epoch({**self._epoch, **self._measured, **self._epoch_ends}, "* best" if best else "")
-        self._measured = {}
+    def show_epoch(self) -> None:
+        """The epoch's line on the console, with what was measured last, marked if any of its evaluations was best."""
+        self.console.epoch({**self._epoch, **self._measured, **self._epoch_ends}, "* best" if self._best else "")
+        self._measured, self._best = {}, False
 
     def _write(self, row: Row) -> None:
         self.journal.write(row)

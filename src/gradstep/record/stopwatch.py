@@ -18,6 +18,7 @@ class Stopwatch:
         self.now = now
         self._began = now()
         self._away = 0.0  # seconds spent in evaluations and saves
+        self.waited = 0.0  # seconds of the epoch spent in waiting for batches; who waits adds to it
         self._evaluations: list[float] = []
         self._tick = self._epoch = 0.0  # training time at the last record and at the last epoch's end
         self.last_epoch: float | None = None  # seconds that the last epoch took in training
@@ -38,14 +39,15 @@ class Stopwatch:
             self._since = (step, at)
         return speed
 
-    def end_epoch(self, step: int) -> float:
-        """Seconds that the epoch took in training."""
+    def end_epoch(self, step: int) -> tuple[float, float]:
+        """Seconds that the epoch took in training, and how many of them in waiting for batches."""
         at = self.training()
+        waited, self.waited = self.waited, 0.0
         seconds, self._epoch, self._latest = at - self._epoch, at, (step, at)
         self.last_epoch = seconds
         if not self._settled:
             self._since, self._settled = (step, at), True
-        return seconds
+        return seconds, waited
 
     @contextmanager
     def away(self, evaluation: bool = False) -> Iterator[None]:

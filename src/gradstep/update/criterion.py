@@ -63,6 +63,8 @@ def read_loss(value: Any, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 def units_of(value: Any) -> dict[str, Tensor]:
     """The denominators of the ratios in what a criterion returned, by term; under `loss` where it is one itself."""
+    if isinstance(value, Tensor):
+        return {}
     terms = {"loss": value} if isinstance(value, Ratio) else value if isinstance(value, Mapping) else {}
     return {
         name: torch.as_tensor(term.denominator, device=term.numerator.device).detach()

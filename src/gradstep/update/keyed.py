@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -110,37 +109,34 @@ class KeyedDropout:
         self._functions["scaled_dot_product_attention"] = self._scaled_dot_product_attention
         self._originals: dict[str, Callable[..., Any]] = {}
         self._calls: dict[str, int] = {}
-        self._step: Tensor | None = None
+        self._number = 0  # of the step
+        self._step: Tensor | None = None  # the same on the device, once a mask is asked for
         self._words: tuple[Tensor, Tensor] | None = None
         self._samples, self._first, self._count = 0, 0, 0
+        self._hung: list[tuple[nn.Module, Callable[..., Any]]] = []
 
-    @contextmanager
-    def batch(
-        self, step: int, samples: int, device: torch.device, layouts: dict[Call, Follows | None]
-    ) -> Iterator[None]:
-        """Inside, dropout is by key, for the batch of this step; `piece` says for which of its samples."""
-        self.layouts = layouts
-        if self._step is None or self._step.device != device:
-            self._step = torch.zeros((), dtype=torch.int64, device=device)
-        self._step.fill_(step)
-        self._words, self._samples = None, samples
-        self.piece(0, samples)
-        hung = [
+    def batch(self, step: int, samples: int, layouts: dict[Call, Follows | None]) -> KeyedDropout:
+        """A context: inside, dropout is by key, for the batch of this step; `piece` says for which of its samples."""
+        self.layouts, self._number, self._words, self._samples = layouts, step, None, samples
+        self._first, self._count, self.recomputing = 0, samples, False
+        self._calls.clear()
+        return self
+
+    def __enter__(self) -> None:
+        # Both by dict.update and past Module.__setattr__: it is done in every step, of a net without dropout too.
+        self._hung = [
             (module, self._forwards[name]) for name, module in self.modules.items() if "forward" not in vars(module)
         ]
-        self._originals = {name: getattr(F, name) for name in self._functions}
-        try:
-            for module, forward in hung:
-                vars(module)["forward"] = forward  # past Module.__setattr__, which is slow
-            for name, function in self._functions.items():
-                setattr(F, name, function)
-            yield
-        finally:
-            for module, _ in hung:
-                del vars(module)["forward"]
-            for name, function in self._originals.items():
-                setattr(F, name, function)
-            self._words = None
+        self._originals = {name: _TORCH[name] for name in _NAMES}
+        for module, own in self._hung:
+            vars(module)["forward"] = own
+        _TORCH.update(self._functions)
+
+    def __exit__(self, *_: object) -> None:
+        for module, _own in self._hung:
+            del vars(module)["forward"]
+        _TORCH.update(self._originals)
+        self._words = None
 
     def piece(self, first: int, count: int) -> None:
         """The forward that comes is that of samples `first` to `first + count` of the batch."""
@@ -209,7 +205,7 @@ class KeyedDropout:
         return weights @ value
 
     def _dropped(self, name: str, inputs: Tensor, p: float, inplace: bool, features: bool, alpha: bool) -> Tensor:
-        call = self._number(name)
+        call = self._call(name)
         if self.seen is not None:  # a model is looked at: how its inputs lie is all that is asked here
             self.seen[call] = inputs.detach().clone()
             return inputs
@@ -221,7 +217,7 @@ class KeyedDropout:
         shift = (mask - 1).mul_(_ALPHA * a).add_(_ALPHA * a * p)
         return inputs.mul_(mask.mul_(a)).add_(shift) if inplace else inputs * mask.mul_(a) + shift
 
-    def _number(self, name: str) -> Call:
+    def _call(self, name: str) -> Call:
         """Which call this is. Activation checkpointing forwards again, within the backward: a layer is known then."""
         if not self.recomputing:
             self._calls[name] = self._calls.get(name, 0) + 1
@@ -247,9 +243,8 @@ class KeyedDropout:
         rest = [size for place, size in enumerate(inputs.shape) if place != dimension]
         rest = rest[:1] + [1] * (len(rest) - 1) if features else rest
         first, last = self._first, self._first + self._count
-        words = (
-            self._sample_words() if self._count == self._samples else tuple(w[first:last] for w in self._sample_words())
-        )
+        whole = self._sample_words(inputs.device)
+        words = whole if self._count == self._samples else tuple(word[first:last] for word in whole)
         mask = kept(words, _place_of(call), rows * math.prod(rest), p, inputs.dtype)  # type: ignore[arg-type]
         return mask.view(self._count * rows, *rest).movedim(0, dimension)
 
@@ -265,13 +260,14 @@ class KeyedDropout:
                 "samples, so which elements are a sample's is not known. Leave micro_batch out, or call it always."
             )
         shape = inputs.shape[:2] + (1,) * (inputs.dim() - 2) if features else inputs.shape
-        words = tuple(word[:1] for word in self._sample_words())
+        words = tuple(word[:1] for word in self._sample_words(inputs.device))
         return kept(words, _place_of(call), math.prod(shape), p, inputs.dtype).view(shape)  # type: ignore[arg-type]
 
-    def _sample_words(self) -> tuple[Tensor, Tensor]:
-        if self._words is None:
-            assert self._step is not None
-            self._words = sample_words(self.seed, self._step, self._samples)
+    def _sample_words(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._words is None or self._words[0].device != device:
+            if self._step is None or self._step.device != device:
+                self._step = torch.zeros((), dtype=torch.int64, device=device)
+            self._words = sample_words(self.seed, self._step.fill_(self._number), self._samples)
         return self._words
 
 
@@ -291,6 +287,8 @@ _FUNCTIONS: dict[str, tuple[bool, bool]] = {
     "feature_alpha_dropout": (True, True),
     "scaled_dot_product_attention": (False, False),
 }
+_NAMES = tuple(_FUNCTIONS)
+_TORCH = vars(F)  # where torch's functions are looked up by whoever calls F.dropout
 _KINDS: dict[Callable[..., Any], tuple[bool, bool]] = {
     nn.Dropout.forward: (False, False),
     nn.Dropout1d.forward: (True, False),

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 from types import MethodType
 from typing import Any
 
@@ -22,6 +21,7 @@ from gradstep.errors import DataError, DivergedError, ModelError, RecipeError, l
 from gradstep.update.batch import Batch
 from gradstep.update.buffers import BatchBuffers, Kept, places
 from gradstep.update.criterion import Criterion, read_loss, require_graph, units_of
+from gradstep.update.engine import run_backward
 from gradstep.update.gradients import Gradients
 from gradstep.update.keyed import KeyedDropout
 from gradstep.update.looks import Look
@@ -43,7 +43,7 @@ class Found:
     dropout: Layouts = field(default_factory=dict)
     looked: bool = False  # whether `dropout` has been learned
     pattern: tuple[bool, ...] | None = None  # which leaves of the inputs are cut
-    modes: tuple[bool, ...] | None = None  # which modules were training then
+    modes: list[bool] | None = None  # which modules were training then
     ways: dict[int, Way] = field(default_factory=dict)
 
 
@@ -101,7 +101,7 @@ class Update:
         samples = count(inputs, targets)
         number = self.batches + 1 if step is None else step
         self._same_modes()
-        with self._own_layers(number, samples, inputs):
+        with self._own_layers(number, samples):
             way = self.found.ways.get(samples) or self._decide(inputs, targets, samples)
             if way.take is not None:
                 outcome = self._in_pieces(way, inputs, targets, samples, step, scale)
@@ -114,7 +114,7 @@ class Update:
             if self._keyed is not None:
                 self._keyed.recomputing = True  # activation checkpointing forwards again in the backward
             unscaled = not isinstance(scale, Tensor) and scale == 1.0
-            torch.autograd.backward(loss if unscaled else loss * scale)
+            run_backward(loss if unscaled else loss * scale)
         self.batches = number  # only now: what is tried again after an error has its masks again
         detached = {name: term.detach() for name, term in terms.items()}
         return Outcome(loss.detach(), detached, tree.detach(outputs), targets, samples, step, units_of(value))
@@ -128,7 +128,7 @@ class Update:
         """
         samples = count(inputs, targets)
         self._same_modes()
-        with self._own_layers(self.batches + 1, samples, inputs):
+        with self._own_layers(self.batches + 1, samples):
             return self.found.ways.get(samples) or self._decide(inputs, targets, samples)
 
     @property
@@ -144,7 +144,7 @@ class Update:
 
     def _same_modes(self) -> None:
         """What was found out in evaluation mode is not so in training mode."""
-        modes = tuple(module.training for module in self._modules)
+        modes = [module.training for module in self._modules]
         if self.found.modes not in (None, modes):
             self.found = Found()
         self.found.modes = modes
@@ -283,17 +283,19 @@ class Update:
         modules = dict.fromkeys(m for root in roots for m in root.modules())
         return Streams(modules, devices_of(own, tree.tensors(inputs)))
 
-    @contextmanager
-    def _own_layers(self, number: int, samples: int, inputs: Any) -> Iterator[None]:
+    def _own_layers(self, number: int, samples: int) -> AbstractContextManager[Any]:
         """Inside, dropout is by key and BatchNorm by groups, where that is asked for."""
-        with ExitStack() as stack:
-            if self._keyed is not None:
-                one = next(chain(self.model.parameters(), tree.tensors(inputs)), None)
-                device = torch.device("cpu") if one is None else one.device
-                stack.enter_context(self._keyed.batch(number, samples, device, self.found.dropout))
-            if self._norm is not None:
-                stack.enter_context(self._norm.batch(samples))
-            yield
+        keyed = _NOTHING if self._keyed is None else self._keyed.batch(number, samples, self.found.dropout)
+        return keyed if self._norm is None else _both(keyed, self._norm.batch(samples))
+
+
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any]) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 # What `backward` found out: about a model, for (micro_batch, method), with the criterion that it was found out for.

@@ -56,7 +56,8 @@ class Documents:
 
     def on_train_start(self, state: Any, about: Any) -> None:  # noqa: ARG002
         if about.path is not None and not RunDir(about.path).recipe.exists():
-            disk.replace(RunDir(about.path).recipe, self.recipe.to_yaml().encode())
+            recipe = self.recipe.model_copy(update={"plan": about.plan.recipe})  # run again, it measures nothing
+            disk.replace(RunDir(about.path).recipe, recipe.to_yaml().encode())
             disk.replace(RunDir(about.path).command, (self.command + "\n").encode())
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradstep.clock import Clock
 from gradstep.errors import RecipeError, listed, nearest
+from gradstep.plan import Plan
 
 if TYPE_CHECKING:
     from gradstep.record import Stopwatch
@@ -60,6 +61,7 @@ class About:
     clock: Clock
     stopwatch: Stopwatch
     samples: int | None = None  # of an epoch, where the feed is gradstep's own
+    plan: Plan | None = None
 
 
 @dataclass(slots=True)

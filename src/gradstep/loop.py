@@ -17,6 +17,7 @@ from gradstep.check import look
 from gradstep.errors import RecipeError
 from gradstep.metrics import MetricSet
 from gradstep.optim.replacing import Replaced
+from gradstep.plan.choosing import choose
 from gradstep.run import Run
 from gradstep.session import NOTHING, Session
 from gradstep.setup import Training, assemble, yes_or_no
@@ -45,7 +46,7 @@ def steps(
     dropout: str = "keyed",
     device: str | torch.device = "auto",
     workers: int = 0,
-    plan: str = "plain",
+    plan: Any = "measured",
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> Steps:
@@ -82,6 +83,7 @@ def steps(
         raise RecipeError("on_nonfinite: rewind goes back to a checkpoint, and steps() has no checkpoints. Write skip.")
     look(training.update, MetricSet({}), {"train": training.feed})
     training.decide()
+    choose(training)
     return Steps(training)
 
 
@@ -119,7 +121,7 @@ class Steps:
 
 
 def _owned(training: Training) -> Generator[Outcome]:
-    with training.training_mode():
+    with training.training_mode(), training.planned():
         yield from _steps(training, _Alone())
 
 
@@ -177,7 +179,7 @@ def fit(
     log_every: str = "50 steps",
     checkpoint: Any = None,
     hooks: Sequence[Any] = (),
-    plan: str = "plain",
+    plan: Any = "measured",
     out: str | Path | None = None,
     name: str | None = None,
     resume: bool | str | Path = False,

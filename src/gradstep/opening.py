@@ -11,6 +11,7 @@ from gradstep.data import Feed
 from gradstep.errors import CheckpointError, RecipeError
 from gradstep.keeper import Keeper, Policy, Progress
 from gradstep.meaning import meaning
+from gradstep.plan.choosing import choose
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.rundir import RunDir
 from gradstep.scheduling import rates_at
@@ -64,6 +65,15 @@ def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> K
     user_s = [training.state.model, training.state.criterion, training.state.optimizer, update.forward, update.unpack]
     code = facts.code([*user_s, *metrics, *data])
     return Keeper(place, watching.policy, clock, about, own, facts.environment() | here | {"code": code})
+
+
+def chosen(training: Training, place: RunDir | None, lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The lines for people, with the plan's as it is chosen now; an earlier process of the run may have chosen it."""
+    before = training.plan.facts()
+    if place is None or not place.plan.exists():
+        choose(training)
+    at = lines.index(before[0]) if before[0] in lines else len(lines)
+    return [*lines[:at], *training.plan.facts(), *lines[at + len(before) :]]
 
 
 def leave_documents(keeper: Keeper, training: Training) -> None:

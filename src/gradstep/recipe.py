@@ -160,8 +160,8 @@ class Recipe(_Document):
     """auto, cpu, cuda, cuda:1, mps."""
     workers: Whole = 0
     """Processes that load a map-style data set; they change no batch."""
-    plan: Literal["plain"] = "plain"
-    """The textbook loop."""
+    plan: str | dict[str, Any] = "measured"
+    """measured, plain (the textbook loop), or `{compile: off}`: memory_format, optimizer, threads, micro_batch, compile."""
     unpack: str | None = None
     """`module:function` of a batch that gives (inputs, targets)."""
     forward: str | None = None

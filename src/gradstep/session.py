@@ -22,7 +22,7 @@ from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
 from gradstep.keeper import Progress
 from gradstep.keys import kept_streams
-from gradstep.opening import first_rows, keeper_of, leave_documents, open_records, place_of, room, taken_up
+from gradstep.opening import chosen, first_rows, keeper_of, leave_documents, open_records, place_of, room, taken_up
 from gradstep.record import Console, Stopwatch
 from gradstep.run import Run
 from gradstep.rundir import RunDir
@@ -89,7 +89,7 @@ class Session:
         self._keeper = keeper_of(training, self.watching, place)
         before = taken_up(place, training, self._keeper, self._allow, at) if resumed and place else (None, [], [])
         progress, found, more = before
-        lines += more
+        lines = [*chosen(training, place, lines), *more]
         lines += [("run", str(place.path)), *room(place, self.training, self.watching.policy)] if place else []
         lines += [("resumed", where(self.state.step, self.clock))] if resumed else []
         self._console.facts([*lines, ("", "")])
@@ -100,7 +100,7 @@ class Session:
             self._keeper.withdraw()
         self._open_records(progress, whole)
         try:
-            with training.training_mode(), kept_streams(training.device), self._interruption:
+            with training.training_mode(), training.planned(), kept_streams(training.device), self._interruption:
                 self._begin(found)
                 yield
             self._settle()
@@ -121,7 +121,7 @@ class Session:
         place = self._place
         leave_documents(self._keeper, self.training)
         where_it_is, samples = place.path if place else None, getattr(self.training.feed, "samples", None)
-        self._events.tell("on_train_start", self.state, About(where_it_is, self.clock, self._watch, samples))
+        self._events.tell("on_train_start", self.state, About(where_it_is, self.clock, self._watch, samples, self.training.plan))
         self._keeper.begin(self.state)
         self._look = noticed(self.state, self._console.line) if place else nullcontext()
         if self.finished_before:

@@ -26,7 +26,8 @@ from gradstep.optim.clipping import Clip
 from gradstep.optim.freezing import apply_freezing, frozen_at
 from gradstep.optim.options import check_groups
 from gradstep.optim.replacing import Replaced, replace
-from gradstep.plan import Plan
+from gradstep.plan import Asked, Plan
+from gradstep.plan.proposals import apply, threads_of
 from gradstep.scheduling import Scheduled, bind
 from gradstep.state import TrainState, bases_of
 from gradstep.step import closure_step, step
@@ -46,9 +47,11 @@ class Training:
     guard: Guard
     clock: Clock
     device: torch.device
+    asked: Asked
     plan: Plan
     take_step: Callable[..., Any]
     notes: list[str]  # what the user should know, said once
+    threads: int | None = None  # that torch computes by on the CPU; None leaves them alone
 
     def decide(self) -> None:
         """Decides how the batches are taken, on the epoch's first batch and on its last, which may be smaller.
@@ -64,16 +67,18 @@ class Training:
             for batch in [feed.sample()] if whole else (feed[number] for number in numbers):
                 seed_model(self.device, key(self.state.seed, "model"))
                 update.decide(*update.unpack(batch))
-        self.plan = Plan.decide(self.plan.plan, self.update, self.device)
+        self.plan = Plan.decide(self.asked, self.update, self.device)
         self.notes += [note for note in self.update.notes if note not in self.notes]
 
     def follow(self, plan: Mapping[str, Any]) -> None:
-        """A run that is resumed takes its batches as its plan.json says: a plan is chosen once."""
+        """A run that is resumed takes its steps as its plan.json says: a plan is chosen once."""
+        self.plan = self.plan.kept(plan)
         method = plan.get("update")
         if self.plan.micro_batches and method in ("accumulate", "two_pass") and method != self.plan.update:
             self.update.method = method
             self.update.found.ways.clear()
             self.decide()
+            self.plan = self.plan.kept(plan)
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
@@ -97,6 +102,19 @@ class Training:
             for module, training in modes:
                 module.training = training
             self.scheduled.undo(self.state)
+
+    @contextmanager
+    def planned(self) -> Iterator[None]:
+        """Inside, what the plan chose is done to the user's objects; afterwards they are as he gave them.
+
+        RecipeError for what can't be had.
+        """
+        undo = apply(self, self.plan.choices)
+        try:
+            with threads_of(self):
+                yield
+        finally:
+            undo()
 
     def before_step(self) -> None:
         """What the coming step is made with: the options that are scheduled, and what is frozen until then."""
@@ -141,7 +159,7 @@ def assemble(
     dropout: str,
     device: str | torch.device,
     workers: int,
-    plan: str,
+    plan: Any,
     micro_batch: int | None,
     stat_group: int | None,
     clip: Any,
@@ -156,6 +174,7 @@ def assemble(
     _whole("workers", workers, 0)
     _whole("seed", seed, 0)
     yes_or_no("drop_last", drop_last)
+    asked = Asked.parse(plan)
     if (epochs is None) == (steps is None):
         raise RecipeError("say how long to train: either epochs or steps" + (", not both." if epochs else "."))
     place = choose_device(device, model)
@@ -202,7 +221,8 @@ def assemble(
         guard=guard,
         clock=clock,
         device=place,
-        plan=Plan.decide(plan, update, place),
+        asked=asked,
+        plan=Plan.decide(asked, update, place),
         take_step=take_step,
         notes=notes,
     )

@@ -1,0 +1,101 @@
+"""The plan as a document: what was asked for, what was chosen, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from gradstep.plan.asked import OFF, SWITCHES, Asked
+from gradstep.update import Update, Way
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found about one proposal. `ratio` is its time over plain: the median, with a 95 % interval."""
+
+    switch: str
+    value: Any
+    adopted: bool
+    why: str
+    ratio: tuple[float, float, float] | None = None  # (median, low, high)
+
+    def words(self) -> str:
+        """`memory_format=channels_last: adopted, 0.51 of plain (0.50 to 0.53)`."""
+        return f"{self.switch}={self.value}: {'adopted' if self.adopted else 'declined'}, {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`plan` is the name it was asked for by; `threads` are torch's own on the CPU when the run began."""
+
+    plan: str
+    update: str  # the method that fills .grad
+    proof: str  # why it is right
+    micro_batches: dict[str, list[int]]  # for each size of batch there is, the sizes of its micro-batches
+    stat_group: int | None
+    dropout: str
+    device: str
+    threads: int
+    choices: Mapping[str, Any] = field(default_factory=dict)  # the switches that are on, and what they are set to
+    verdicts: Sequence[Verdict] = ()
+    note: str = ""  # why nothing was measured, where that was asked for
+
+    @classmethod
+    def decide(cls, asked: Asked, update: Update, device: torch.device) -> Plan:
+        """The plan for an update as far as it has decided, with what is set by hand."""
+        apart: dict[int, Way] = {samples: way for samples, way in update.ways.items() if len(way.sizes) > 1}
+        method, proof = "one_pass", ""
+        if update.micro_batch is not None and not update.ways:
+            method, proof = "auto", "decided on the first batch, which can't be seen before"
+        elif apart:
+            way = apart[max(apart)]
+            method, proof = way.method, way.proof
+        return cls(
+            plan=asked.name,
+            update=method,
+            proof=proof,
+            micro_batches={str(samples): list(way.sizes) for samples, way in apart.items()},
+            stat_group=update.stat_group,
+            dropout=update.dropout,
+            device=str(device),
+            threads=torch.get_num_threads(),
+            choices=asked.given,
+        )
+
+    def chosen(self, choices: Mapping[str, Any], verdicts: Sequence[Verdict], note: str = "") -> Plan:
+        """The same plan with what was found by measuring."""
+        name = self.plan if choices or verdicts else "plain"
+        return replace(self, plan=name, choices=dict(choices), verdicts=tuple(verdicts), note=note)
+
+    def kept(self, document: Mapping[str, Any]) -> Plan:
+        """The same plan with the choices of an earlier process of the run: they are made once."""
+        choices = document.get("choices", {})
+        verdicts = [Verdict(**{**each, "ratio": each["ratio"] and tuple(each["ratio"])}) for each in document.get("verdicts", [])]
+        return replace(self, plan=document.get("plan", "plain"), choices=choices, verdicts=tuple(verdicts))
+
+    @property
+    def recipe(self) -> Any:
+        """How a recipe writes it: run again, it measures nothing."""
+        return {**dict.fromkeys(SWITCHES, OFF), **self.choices} if self.choices else "plain"
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Lines for people: the plan, why a batch taken apart gives the same gradient, what was tried and came of it.
+        """
+        sizes = max(self.micro_batches.values(), key=sum, default=[])
+        least, most = min(sizes, default=0), max(sizes, default=0)
+        each = f" in {len(sizes)} micro-batches of {most if least == most else f'{least} to {most}'}" if sizes else ""
+        groups = f", BatchNorm over groups of {self.stat_group}" if self.stat_group else ""
+        machine = f"{self.device}, {self.threads} threads"
+        text = f"{self.plan}: update {self.update}{each}{groups}, dropout {self.dropout}, {machine}"
+        tried = {verdict.switch for verdict in self.verdicts}
+        lines = [f"{self.update}: {self.proof}"] if self.proof else []
+        lines += [verdict.words() for verdict in self.verdicts]
+        lines += [f"{switch}={value}: as asked for" for switch, value in self.choices.items() if switch not in tried]
+        lines += [self.note] if self.note and self.plan != "plain" else []
+        return [("plan", text), *(("", line) for line in lines)]

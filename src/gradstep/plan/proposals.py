@@ -1,0 +1,187 @@
+"""What may make a step faster without changing it. Each is applied to a training, or to a shadow of one, and undone.
+
+None of them is believed: `choosing` verifies each on a shadow in float64, and measures it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gradstep.errors import RecipeError
+from gradstep.module_state import layouts, lay_out, module_tensors
+from gradstep.optim import SGD
+from gradstep.update.update import Found
+
+if TYPE_CHECKING:
+    from gradstep.setup import Training
+
+Undo = Callable[[], None]
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, SGD)
+_PIECE = 256  # samples whose activations stay in the cache, and that still fill the kernels
+_COMPILING = 60.0  # seconds that a small net's compilation takes on two cores, its verification's included
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A switch, what it may be worth setting it to, and how that is done.
+
+    `values` gives what to try on a training, the most promising first, nothing where there is nothing in it for it.
+    `apply` sets the switch and returns what undoes that; it may raise. `seconds` is what it costs beside steps.
+    """
+
+    switch: str
+    values: Callable[[Training], list[Any]]
+    apply: Callable[[Training, Any], Undo]
+    seconds: float = 0.0
+
+
+def apply(training: Training, choices: Mapping[str, Any], proposals: tuple[Proposal, ...] | None = None) -> Undo:
+    """Sets all switches of `choices`, and returns what undoes them. RecipeError for one that can't be set here."""
+    known = {proposal.switch: proposal for proposal in (PROPOSALS if proposals is None else proposals)}
+    undoing = ExitStack()
+    for switch, value in choices.items():
+        try:
+            undoing.callback(known[switch].apply(training, value))
+        except Exception as error:
+            undoing.close()
+            what = str(error).splitlines()[0] if str(error) else ""
+            raise RecipeError(f"plan.{switch}: {value} can't be had here ({type(error).__name__}: {what}). Write off.") from error
+    return undoing.close
+
+
+def _roots(training: Training) -> Iterator[nn.Module]:
+    state = training.state
+    yield state.model
+    if state.ema is not None:
+        yield state.ema.module
+
+
+def _with_images(training: Training) -> list[Any]:
+    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+    plain = not any("channels_last" in word for word in layouts(training.state.model).values())
+    return ["channels_last"] if plain and any(isinstance(m, convolutions) for m in training.state.model.modules()) else []
+
+
+def _to_channels_last(training: Training, value: Any) -> Undo:
+    before = [(root, layouts(root)) for root in _roots(training)]
+    for root, _ in before:
+        lay_out(root, {name: value for name, tensor in module_tensors(root).items() if tensor.dim() == 4})
+    _lay_out_slots(training)
+
+    def undo() -> None:
+        for root, words in before:
+            lay_out(root, words)
+        _lay_out_slots(training)
+
+    return undo
+
+
+@torch.no_grad()
+def _lay_out_slots(training: Training) -> None:
+    """What the optimizer keeps for a parameter lies as the parameter does: a fused kernel goes through both in a row."""
+    for parameter, slots in training.state.optimizer.state.items():
+        for name, slot in slots.items() if isinstance(parameter, Tensor) and isinstance(slots, dict) else ():
+            if isinstance(slot, Tensor) and slot.shape == parameter.shape and slot.stride() != parameter.stride():
+                slots[name] = torch.empty_like(parameter, dtype=slot.dtype).copy_(slot)
+
+
+def _with_a_fused_kernel(training: Training) -> list[Any]:
+    optimizer = training.state.optimizer
+    free = all(not any(group.get(each) for each in ("fused", "foreach", "differentiable")) for group in optimizer.param_groups)
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fits = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in held)
+    return ["fused"] if type(optimizer) in _FUSED and free and fits else []
+
+
+def _fuse(training: Training, value: Any) -> Undo:
+    groups = training.state.optimizer.param_groups
+    before = [(group, group["fused"]) for group in groups]
+    for group in groups:
+        group["fused"] = True
+
+    def undo() -> None:
+        for group, was in before:
+            group["fused"] = was
+
+    return undo
+
+
+def _fewer_threads(training: Training) -> list[Any]:
+    """One, where there are more: never more than torch was given."""
+    return [1] if training.device.type == "cpu" and torch.get_num_threads() > 1 else []
+
+
+def _set_threads(training: Training, value: Any) -> Undo:
+    before, training.threads = training.threads, value
+
+    def undo() -> None:
+        training.threads = before
+
+    return undo
+
+
+@contextmanager
+def threads_of(training: Training) -> Iterator[None]:
+    """Inside, torch computes by as many threads as the training's plan says."""
+    before = torch.get_num_threads()
+    if training.threads in (None, before):
+        yield
+        return
+    torch.set_num_threads(training.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _smaller_pieces(training: Training) -> list[Any]:
+    update = training.update
+    size = getattr(training.feed, "batch_size", 0)
+    alone = update.micro_batch is None and update.stat_group is None
+    return [_PIECE] if alone and size >= 2 * _PIECE else []
+
+
+def _cut(training: Training, value: Any) -> Undo:
+    update = training.update
+    before = update.micro_batch, update.found
+    update.micro_batch, update.found = value, Found()
+
+    def undo() -> None:
+        update.micro_batch, update.found = before
+
+    return undo
+
+
+def _compilable(training: Training) -> list[Any]:  # noqa: ARG001
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    return ["model"] if compiler is not None else []
+
+
+def _compile(training: Training, value: Any) -> Undo:
+    update, model = training.update, training.state.model
+    before, given = update.forward, update.forward
+    run = torch.compile(model if given is None else lambda inputs: given(model, inputs))
+    update.forward = lambda _model, inputs: run(inputs)
+
+    def undo() -> None:
+        update.forward = before
+
+    return undo
+
+
+# Cheap and promising ones first: what is left when the time for measuring is over is not tried.
+PROPOSALS = (
+    Proposal("memory_format", _with_images, _to_channels_last),
+    Proposal("optimizer", _with_a_fused_kernel, _fuse),
+    Proposal("threads", _fewer_threads, _set_threads),
+    Proposal("micro_batch", _smaller_pieces, _cut),
+    Proposal("compile", _compilable, _compile, seconds=_COMPILING),
+)

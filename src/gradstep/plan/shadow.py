@@ -1,0 +1,158 @@
+"""Copies of a training on which a proposal may be tried, and what tells whether it changes what a step computes.
+
+Three float32 steps can't tell another memory format (6e-6 apart) from a weight decay that was forgotten (2e-6). One
+step in float64 can: 2e-14 against 8e-4.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gradstep import tree
+from gradstep.finite import Guard
+from gradstep.plan.proposals import threads_of
+from gradstep.state import TrainState
+from gradstep.update import Update
+
+if TYPE_CHECKING:
+    from gradstep.setup import Training
+
+SAME = 1e-9  # of the largest change of a tensor in the steps; beyond it a proposal computes something else
+_ROUNDED = 1e-14  # of its largest value, which no arithmetic in float64 holds closer
+_RATES = (1.0, 0.5)  # what the rates are multiplied by in the steps that are compared: a rate may have been baked in
+
+
+class DeclinedError(Exception):
+    """Why a proposal is not taken up. It reaches nobody but the plan."""
+
+
+def shadow_of(training: Training, dtype: torch.dtype | None = None) -> Training:
+    """A copy of a training that shares nothing with it that a step changes; all floats of `dtype` if it is given.
+
+    DeclinedError where the user's objects can't be copied.
+    """
+    state = training.state
+    criterion = state.criterion if isinstance(state.criterion, nn.Module) else None
+    try:  # together: the optimizer's parameters are then the copy's
+        model, copied, optimizer = copy.deepcopy((state.model, criterion, state.optimizer))
+    except Exception as error:
+        raise DeclinedError(f"the model or optimizer can't be copied ({type(error).__name__}: {error})") from error
+    optimizer.zero_grad()
+    if dtype is not None:
+        for root in (model, copied):
+            if root is not None:
+                root.to(dtype)
+        for slots in optimizer.state.values():
+            for name, slot in slots.items() if isinstance(slots, dict) else ():
+                if isinstance(slot, Tensor) and slot.is_floating_point() and slot.dim():
+                    slots[name] = slot.to(dtype)
+    its = state.criterion if copied is None else copied
+    own = TrainState(model, optimizer, its, state.seed, state.step)
+    update = _update_of(training.update, model, its, state.seed)
+    return replace(training, state=own, update=update, guard=Guard(training.guard.rule))
+
+
+def _update_of(update: Update, model: nn.Module, criterion: Any, seed: int) -> Update:
+    own = Update(
+        model,
+        criterion,
+        micro_batch=update.micro_batch,
+        stat_group=update.stat_group,
+        dropout=update.dropout,
+        seed=seed,
+        unpack=update.unpack,
+        forward=update.forward,
+    )
+    own.method, own.refuses_non_finite = update.method, False
+    return own
+
+
+def take_steps(training: Training, batches: Sequence[Any], count: int = 1) -> None:
+    """So many steps on these batches in turn. Waits for the device."""
+    with threads_of(training):
+        for number in range(count):
+            batch = batches[number % len(batches)]
+            training.take_step(
+                training.state, batch, training.update, training.clip, training.guard, training.device
+            )
+    synchronise(training.device)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Trace:
+    """What the plain steps make of a training in float64: what a proposal's steps must make of it too.
+
+    The steps are of batches of every size that there is, at rates that differ.
+    """
+
+    def __init__(self, training: Training, batches: Sequence[Any]) -> None:
+        self._training = training
+        self._batches = [tree.map_tensors(_double, batch) for batch in batches]
+        self._before = _tensors(shadow_of(training, torch.float64))
+        self._after, self._losses = self._steps(lambda shadow: None)
+
+    def deviation(self, apply: Callable[[Training], Any]) -> float:
+        """How far a proposal is from plain, in parts of a tensor's change. DeclinedError where that is too far."""
+        after, losses = self._steps(apply)
+        if after.keys() != self._after.keys():
+            raise DeclinedError("the optimizer or the model keeps other tensors with it")
+        worst = 0.0
+        for name, plain in self._after.items():
+            apart = _apart(self._before.get(name), plain, after[name])
+            if not apart <= SAME:
+                raise DeclinedError(f"it is no longer the same step: '{name}' is {apart:.0e} from plain in float64")
+            worst = max(worst, apart)
+        for plain_loss, loss in zip(self._losses, losses, strict=True):
+            if not abs(loss - plain_loss) <= SAME * abs(plain_loss) + _ROUNDED:
+                raise DeclinedError(f"it is no longer the same loss: {loss:.12g}, and {plain_loss:.12g} in the plain step")
+        return worst
+
+    def _steps(self, apply: Callable[[Training], Any]) -> tuple[dict[str, Tensor], list[float]]:
+        shadow, losses = shadow_of(self._training, torch.float64), []
+        apply(shadow)
+        with threads_of(shadow):
+            for number, batch in enumerate(self._batches):
+                for group in shadow.state.optimizer.param_groups:
+                    if "lr" in group:
+                        group["lr"] = group["lr"] * _RATES[number % len(_RATES)]
+                outcome = shadow.take_step(
+                    shadow.state, batch, shadow.update, shadow.clip, shadow.guard, shadow.device
+                )
+                losses.append(float(outcome.loss))
+        return _tensors(shadow), losses
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def _tensors(training: Training) -> dict[str, Tensor]:
+    """All tensors of a state, by file and name, as they are now."""
+    files = training.state.tensors()
+    return {f"{file}/{name}": value.detach().clone() for file, own in files.items() for name, value in own.items()}
+
+
+def _apart(before: Tensor | None, plain: Tensor, other: Tensor) -> float:
+    """The largest difference in parts of the largest change, what float64 can't hold left out."""
+    if plain.shape != other.shape or plain.dtype != other.dtype:
+        return float("inf")
+    if not plain.numel() or torch.equal(plain, other):
+        return 0.0
+    if not (plain.is_floating_point() or plain.is_complex()):
+        return float("inf")
+    change = float((plain - before).abs().max()) if before is not None else float(plain.abs().max())
+    scale = change + float(plain.abs().max()) * (_ROUNDED / SAME)
+    return float((plain - other).abs().max()) / scale if scale else float("inf")

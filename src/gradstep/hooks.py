@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradstep.clock import Clock
 from gradstep.errors import RecipeError, listed, nearest
-from gradstep.plan import Plan
+from gradstep.plan.document import Plan
 
 if TYPE_CHECKING:
     from gradstep.record import Stopwatch

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from gradstep.clock import Duration
 from gradstep.errors import RecipeError, nearest
+from gradstep.plan.asked import Asked
 from gradstep.words import NOT_YET, OTHERWISE, SYNONYMS
 from gradstep.yaml12 import read_yaml, write_yaml
 
@@ -161,7 +162,7 @@ class Recipe(_Document):
     workers: Whole = 0
     """Processes that load a map-style data set; they change no batch."""
     plan: str | dict[str, Any] = "measured"
-    """measured, plain (the textbook loop), or `{compile: off}`: memory_format, optimizer, threads, micro_batch, compile."""
+    """measured, plain (the textbook loop), or by switches: memory_format, optimizer, threads, micro_batch, compile."""
     unpack: str | None = None
     """`module:function` of a batch that gives (inputs, targets)."""
     forward: str | None = None
@@ -175,6 +176,12 @@ class Recipe(_Document):
         return (
             value if value is None or isinstance(value, Mapping) else str(Duration.parse(value, str(info.field_name)))
         )
+
+    @field_validator("plan")
+    @classmethod
+    def _plan(cls, value: Any) -> Any:
+        Asked.parse(value)
+        return value
 
     @classmethod
     def parse(cls, document: Any, name: str = "the recipe") -> Recipe:

@@ -121,7 +121,9 @@ class Session:
         place = self._place
         leave_documents(self._keeper, self.training)
         where_it_is, samples = place.path if place else None, getattr(self.training.feed, "samples", None)
-        self._events.tell("on_train_start", self.state, About(where_it_is, self.clock, self._watch, samples, self.training.plan))
+        self._events.tell(
+            "on_train_start", self.state, About(where_it_is, self.clock, self._watch, samples, self.training.plan)
+        )
         self._keeper.begin(self.state)
         self._look = noticed(self.state, self._console.line) if place else nullcontext()
         if self.finished_before:

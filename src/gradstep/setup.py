@@ -26,7 +26,8 @@ from gradstep.optim.clipping import Clip
 from gradstep.optim.freezing import apply_freezing, frozen_at
 from gradstep.optim.options import check_groups
 from gradstep.optim.replacing import Replaced, replace
-from gradstep.plan import Asked, Plan
+from gradstep.plan.asked import Asked
+from gradstep.plan.document import Plan
 from gradstep.plan.proposals import apply, threads_of
 from gradstep.scheduling import Scheduled, bind
 from gradstep.state import TrainState, bases_of

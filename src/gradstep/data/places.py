@@ -14,15 +14,15 @@ def data_folder() -> Path:
     return Path(given) if given else _user_cache()
 
 
-def cache_folder() -> Path | None:
-    """Where decoded images are kept: `$GRADSTEP_CACHE`, else `images` in the user's cache folder. None for `off`.
+def cache_folder(what: str = "images") -> Path | None:
+    """Where decoded images (or the verdicts of plans) are kept: in `$GRADSTEP_CACHE`, else in the user's cache folder.
 
-    Not in `$GRADSTEP_DATA`, which may be shared and read-only: images are known by where they lie on this machine.
+    None for `off`. Not in `$GRADSTEP_DATA`, which may be shared and read-only: what is kept belongs to this machine.
     """
     given = os.environ.get("GRADSTEP_CACHE")
     if given and given.lower() in _OFF:
         return None
-    return (Path(given) if given else _user_cache() / "images").absolute()
+    return ((Path(given) if given else _user_cache()) / what).absolute()
 
 
 def _user_cache() -> Path:

@@ -37,11 +37,15 @@ class Asked:
             return cls(dict.fromkeys(SWITCHES, MEASURED if given == "measured" else OFF))
         if not isinstance(given, Mapping):
             hint = nearest(str(given), ("measured", "plain"))
-            raise RecipeError(f"plan: {given!r} is neither measured nor plain, nor switches such as {{compile: off}}.{hint}")
+            raise RecipeError(
+                f"plan: {given!r} is neither measured nor plain, nor switches such as {{compile: off}}.{hint}"
+            )
         switches: dict[str, Any] = dict.fromkeys(SWITCHES, MEASURED)
         for name, value in given.items():
             if name not in SWITCHES:
-                raise RecipeError(f"plan: there is no switch '{name}'. There are {listed(SWITCHES)}.{nearest(str(name), SWITCHES)}")
+                raise RecipeError(
+                    f"plan: there is no switch '{name}'. There are {listed(SWITCHES)}.{nearest(str(name), SWITCHES)}"
+                )
             value = OFF if value is False else value  # as YAML 1.1 would have read `off`
             if not _may_be(name, value):
                 words = [each if each is not int else "a number" for each in (*SWITCHES[name], MEASURED, OFF)]

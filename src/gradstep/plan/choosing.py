@@ -20,7 +20,7 @@ from gradstep.plan import proposals, verdicts
 from gradstep.plan.asked import MEASURED
 from gradstep.plan.document import Verdict
 from gradstep.plan.proposals import PROPOSALS, Proposal
-from gradstep.plan.shadow import DeclinedError, Trace, shadow_of, take_steps
+from gradstep.plan.shadow import DeclinedError, Trace, shadow_of, still, take_steps
 from gradstep.plan.timing import Raced, race
 
 if TYPE_CHECKING:
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
 SHARE = 0.02  # of the predicted run
 _FEWEST = 1000  # steps: a shorter run is over before anything could be found out in 2 % of it
-_VERIFYING = 12  # steps' time that a verification takes: two steps, of two shadows, in float64
+_VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
 _RACING = 20  # steps' time that a race takes at least
 _TWICE = 3  # steps that the first prediction rests on
 
 
-def choose(training: Training, known: tuple[Proposal, ...] = PROPOSALS, now: Callable[[], float] = time.perf_counter) -> None:
-    """Puts what is chosen into `training.plan`, with the reasons. Nothing else of the training is another afterwards."""
+def choose(
+    training: Training, known: tuple[Proposal, ...] = PROPOSALS, now: Callable[[], float] = time.perf_counter
+) -> None:
+    """Puts what is chosen into `training.plan`, with the reasons. Nothing else of the training is changed."""
     asked, plan = training.asked, training.plan
     if MEASURED not in asked.switches.values():
         return
@@ -46,7 +48,9 @@ def choose(training: Training, known: tuple[Proposal, ...] = PROPOSALS, now: Cal
     key = verdicts.key_of(training)
     before = verdicts.read(key)
     if before is not None:
-        training.plan = plan.chosen({**plan.choices, **_adopted(before)}, before, "measured in an earlier run of the same")
+        training.plan = plan.chosen(
+            {**plan.choices, **_adopted(before)}, before, "measured in an earlier run of the same"
+        )
         return
     try:
         with kept_streams(training.device), _unharmed(training):
@@ -90,8 +94,9 @@ class _Search:
         began = now()
         take_steps(plain, self._timed, _TWICE)
         self._step = (now() - began) / _TWICE
-        self._budget = SHARE * left * self._step
-        self._plain, self._trace = plain, None
+        self._left = left
+        self._plain = plain
+        self._traces: dict[int | None, Trace] = {}  # by the samples that they are of, made when they are needed
         self._whole = True  # whether all was tried: only then is it worth remembering
 
     def found(self) -> tuple[list[Verdict], bool]:
@@ -110,28 +115,29 @@ class _Search:
 
     def _tried(self, proposal: Proposal, value: Any, choices: Mapping[str, Any]) -> Verdict:
         needed = proposal.seconds + (_VERIFYING + _RACING) * self._step
-        left = self._budget - (self._now() - self._began)
+        left = SHARE * self._left * self._step - (self._now() - self._began)
         if needed > left:
             self._whole = False
             why = f"not tried: it takes {needed:.2g} s, and of 2 % of the run {max(left, 0.0):.2g} s are left"
             return Verdict(proposal.switch, value, False, why)
         with_it = {**choices, proposal.switch: value}
         try:
-            apart = self._verified(with_it)
+            apart = self._verified(with_it, proposal.samples)
             raced, other = self._raced(with_it, left)
         except Exception as error:  # whatever a proposal does, the run goes on as it would have gone without it
             why = str(error) if isinstance(error, DeclinedError) else f"{type(error).__name__}: {_first_line(error)}"
             return Verdict(proposal.switch, value, False, why)
+        self._step = min(self._step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
         ratio = (raced.ratio, raced.low, raced.high)
         if not raced.faster:
             return Verdict(proposal.switch, value, False, raced.words(), ratio)
         self._plain = other  # what comes is measured against what is chosen
         return Verdict(proposal.switch, value, True, f"{raced.words()}, {apart:.0e} apart in float64", ratio)
 
-    def _verified(self, choices: Mapping[str, Any]) -> float:
-        if self._trace is None:
-            self._trace = Trace(self._training, self._batches)
-        return self._trace.deviation(lambda shadow: proposals.apply(shadow, choices, self._known))
+    def _verified(self, choices: Mapping[str, Any], samples: int | None) -> float:
+        if samples not in self._traces:
+            self._traces[samples] = Trace(self._training, self._batches, samples)
+        return self._traces[samples].deviation(lambda shadow: proposals.apply(shadow, choices, self._known))
 
     def _raced(self, choices: Mapping[str, Any], left: float) -> tuple[Raced, Training]:
         other = self._shadow(choices)
@@ -145,7 +151,7 @@ class _Search:
         return raced, other
 
     def _shadow(self, choices: Mapping[str, Any]) -> Training:
-        shadow = shadow_of(self._training)
+        shadow = still(shadow_of(self._training))
         proposals.apply(shadow, choices, self._known)
         return shadow
 

@@ -73,7 +73,10 @@ class Plan:
     def kept(self, document: Mapping[str, Any]) -> Plan:
         """The same plan with the choices of an earlier process of the run: they are made once."""
         choices = document.get("choices", {})
-        verdicts = [Verdict(**{**each, "ratio": each["ratio"] and tuple(each["ratio"])}) for each in document.get("verdicts", [])]
+        verdicts = [
+            Verdict(**{**each, "ratio": each["ratio"] and tuple(each["ratio"])})
+            for each in document.get("verdicts", [])
+        ]
         return replace(self, plan=document.get("plan", "plain"), choices=choices, verdicts=tuple(verdicts))
 
     @property
@@ -85,8 +88,7 @@ class Plan:
         return asdict(self)
 
     def facts(self) -> list[tuple[str, str]]:
-        """Lines for people: the plan, why a batch taken apart gives the same gradient, what was tried and came of it.
-        """
+        """Lines for people: the plan, why a batch taken apart has the same gradient, what was tried and found."""
         sizes = max(self.micro_batches.values(), key=sum, default=[])
         least, most = min(sizes, default=0), max(sizes, default=0)
         each = f" in {len(sizes)} micro-batches of {most if least == most else f'{least} to {most}'}" if sizes else ""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradstep.errors import RecipeError
-from gradstep.module_state import layouts, lay_out, module_tensors
+from gradstep.module_state import lay_out, layouts, module_tensors
 from gradstep.optim import SGD
 from gradstep.update.update import Found
 
@@ -35,12 +35,14 @@ class Proposal:
 
     `values` gives what to try on a training, the most promising first, nothing where there is nothing in it for it.
     `apply` sets the switch and returns what undoes that; it may raise. `seconds` is what it costs beside steps.
+    `samples` is how many of a batch show whether it changes what is computed; None: all of them.
     """
 
     switch: str
     values: Callable[[Training], list[Any]]
     apply: Callable[[Training, Any], Undo]
     seconds: float = 0.0
+    samples: int | None = 16
 
 
 def apply(training: Training, choices: Mapping[str, Any], proposals: tuple[Proposal, ...] | None = None) -> Undo:
@@ -53,7 +55,9 @@ def apply(training: Training, choices: Mapping[str, Any], proposals: tuple[Propo
         except Exception as error:
             undoing.close()
             what = str(error).splitlines()[0] if str(error) else ""
-            raise RecipeError(f"plan.{switch}: {value} can't be had here ({type(error).__name__}: {what}). Write off.") from error
+            raise RecipeError(
+                f"plan.{switch}: {value} can't be had here ({type(error).__name__}: {what}). Write off."
+            ) from error
     return undoing.close
 
 
@@ -67,7 +71,9 @@ def _roots(training: Training) -> Iterator[nn.Module]:
 def _with_images(training: Training) -> list[Any]:
     convolutions = (nn.Conv2d, nn.ConvTranspose2d)
     plain = not any("channels_last" in word for word in layouts(training.state.model).values())
-    return ["channels_last"] if plain and any(isinstance(m, convolutions) for m in training.state.model.modules()) else []
+    return (
+        ["channels_last"] if plain and any(isinstance(m, convolutions) for m in training.state.model.modules()) else []
+    )
 
 
 def _to_channels_last(training: Training, value: Any) -> Undo:
@@ -86,7 +92,7 @@ def _to_channels_last(training: Training, value: Any) -> Undo:
 
 @torch.no_grad()
 def _lay_out_slots(training: Training) -> None:
-    """What the optimizer keeps for a parameter lies as the parameter does: a fused kernel goes through both in a row."""
+    """What the optimizer keeps for a parameter lies as it does: a fused kernel goes through both in a row."""
     for parameter, slots in training.state.optimizer.state.items():
         for name, slot in slots.items() if isinstance(parameter, Tensor) and isinstance(slots, dict) else ():
             if isinstance(slot, Tensor) and slot.shape == parameter.shape and slot.stride() != parameter.stride():
@@ -95,13 +101,15 @@ def _lay_out_slots(training: Training) -> None:
 
 def _with_a_fused_kernel(training: Training) -> list[Any]:
     optimizer = training.state.optimizer
-    free = all(not any(group.get(each) for each in ("fused", "foreach", "differentiable")) for group in optimizer.param_groups)
+    free = all(
+        not any(group.get(each) for each in ("fused", "foreach", "differentiable")) for group in optimizer.param_groups
+    )
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in held)
     return ["fused"] if type(optimizer) in _FUSED and free and fits else []
 
 
-def _fuse(training: Training, value: Any) -> Undo:
+def _fuse(training: Training, value: Any) -> Undo:  # noqa: ARG001
     groups = training.state.optimizer.param_groups
     before = [(group, group["fused"]) for group in groups]
     for group in groups:
@@ -165,7 +173,7 @@ def _compilable(training: Training) -> list[Any]:  # noqa: ARG001
     return ["model"] if compiler is not None else []
 
 
-def _compile(training: Training, value: Any) -> Undo:
+def _compile(training: Training, value: Any) -> Undo:  # noqa: ARG001
     update, model = training.update, training.state.model
     before, given = update.forward, update.forward
     run = torch.compile(model if given is None else lambda inputs: given(model, inputs))
@@ -182,6 +190,6 @@ PROPOSALS = (
     Proposal("memory_format", _with_images, _to_channels_last),
     Proposal("optimizer", _with_a_fused_kernel, _fuse),
     Proposal("threads", _fewer_threads, _set_threads),
-    Proposal("micro_batch", _smaller_pieces, _cut),
+    Proposal("micro_batch", _smaller_pieces, _cut, samples=None),
     Proposal("compile", _compilable, _compile, seconds=_COMPILING),
 )

@@ -19,6 +19,7 @@ from gradstep.finite import Guard
 from gradstep.plan.proposals import threads_of
 from gradstep.state import TrainState
 from gradstep.update import Update
+from gradstep.update.pieces import count, cut
 
 if TYPE_CHECKING:
     from gradstep.setup import Training
@@ -78,9 +79,7 @@ def take_steps(training: Training, batches: Sequence[Any], count: int = 1) -> No
     with threads_of(training):
         for number in range(count):
             batch = batches[number % len(batches)]
-            training.take_step(
-                training.state, batch, training.update, training.clip, training.guard, training.device
-            )
+            training.take_step(training.state, batch, training.update, training.clip, training.guard, training.device)
     synchronise(training.device)
 
 
@@ -95,14 +94,15 @@ def synchronise(device: torch.device) -> None:
 class Trace:
     """What the plain steps make of a training in float64: what a proposal's steps must make of it too.
 
-    The steps are of batches of every size that there is, at rates that differ.
+    The steps are of the first `samples` of each batch, or of all of it, at rates that differ.
     """
 
-    def __init__(self, training: Training, batches: Sequence[Any]) -> None:
+    def __init__(self, training: Training, batches: Sequence[Any], samples: int | None = None) -> None:
         self._training = training
-        self._batches = [tree.map_tensors(_double, batch) for batch in batches]
+        few = batches if samples is None else [_first(batch, training, samples) for batch in batches]
+        self._batches = [tree.map_tensors(_double, batch) for batch in few]
         self._before = _tensors(shadow_of(training, torch.float64))
-        self._after, self._losses = self._steps(lambda shadow: None)
+        self._after, self._losses = self._steps(_nothing)
 
     def deviation(self, apply: Callable[[Training], Any]) -> float:
         """How far a proposal is from plain, in parts of a tensor's change. DeclinedError where that is too far."""
@@ -117,7 +117,9 @@ class Trace:
             worst = max(worst, apart)
         for plain_loss, loss in zip(self._losses, losses, strict=True):
             if not abs(loss - plain_loss) <= SAME * abs(plain_loss) + _ROUNDED:
-                raise DeclinedError(f"it is no longer the same loss: {loss:.12g}, and {plain_loss:.12g} in the plain step")
+                raise DeclinedError(
+                    f"it is no longer the same loss: {loss:.12g}, and {plain_loss:.12g} in the plain step"
+                )
         return worst
 
     def _steps(self, apply: Callable[[Training], Any]) -> tuple[dict[str, Tensor], list[float]]:
@@ -128,11 +130,26 @@ class Trace:
                 for group in shadow.state.optimizer.param_groups:
                     if "lr" in group:
                         group["lr"] = group["lr"] * _RATES[number % len(_RATES)]
-                outcome = shadow.take_step(
-                    shadow.state, batch, shadow.update, shadow.clip, shadow.guard, shadow.device
-                )
+                outcome = shadow.take_step(shadow.state, batch, shadow.update, shadow.clip, shadow.guard, shadow.device)
                 losses.append(float(outcome.loss))
         return _tensors(shadow), losses
+
+
+def still(training: Training) -> Training:
+    """The same with rates of 0, so that it may take any number of steps on one batch and still compute with numbers."""
+    for group in training.state.optimizer.param_groups:
+        if "lr" in group:
+            group["lr"] = group["lr"] * 0.0
+    return training
+
+
+def _first(batch: Any, training: Training, samples: int) -> Any:
+    count_of = count(*training.update.unpack(batch))
+    return cut(batch, count_of, 0, min(samples, count_of))
+
+
+def _nothing(shadow: Training) -> None:
+    """Plain."""
 
 
 def _double(value: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Raced:
     low: float
     high: float
     pairs: int
+    seconds: float  # that a step of the quicker one took, in its median block
 
     @property
     def faster(self) -> bool:
@@ -41,6 +42,7 @@ def race(other: Steps, plain: Steps, seconds: float, now: Callable[[], float] = 
     """Times both until it is clear which is faster, or for about so many seconds: the first look is always taken."""
     began, block = now(), max(1, math.ceil(_BLOCK / max(_timed(plain, 1, now), 1e-9)))
     ratios: list[float] = []
+    blocks: tuple[list[float], list[float]] = ([], [])
     for look in _LOOKS:
         while len(ratios) < look:
             if len(ratios) % 2:
@@ -50,7 +52,9 @@ def race(other: Steps, plain: Steps, seconds: float, now: Callable[[], float] = 
                 theirs = _timed(plain, block, now)
                 mine = _timed(other, block, now)
             ratios.append(mine / theirs)
-        raced = Raced(_median(ratios), *interval(ratios), len(ratios))
+            blocks[0].append(mine)
+            blocks[1].append(theirs)
+        raced = Raced(_median(ratios), *interval(ratios), len(ratios), min(map(_median, blocks)) / block)
         spent = now() - began
         if raced.faster or raced.low > ENOUGH or spent * 1.5 > seconds:  # the next look takes half as long again
             break

@@ -55,7 +55,10 @@ def read(key: str) -> list[Verdict] | None:
     if path is None:
         return None
     with suppress(OSError, ValueError, TypeError, KeyError):
-        return [Verdict(**{**each, "ratio": each["ratio"] and tuple(each["ratio"])}) for each in json.loads(disk.read(path, _LIMIT))]
+        return [
+            Verdict(**{**each, "ratio": each["ratio"] and tuple(each["ratio"])})
+            for each in json.loads(disk.read(path, _LIMIT))
+        ]
     return None
 
 

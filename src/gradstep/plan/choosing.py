@@ -21,7 +21,8 @@ from gradstep.plan.asked import MEASURED
 from gradstep.plan.document import Verdict
 from gradstep.plan.proposals import PROPOSALS, Proposal
 from gradstep.plan.shadow import DeclinedError, Trace, shadow_of, still, take_steps
-from gradstep.plan.timing import Raced, race
+from gradstep.plan.timing import ENOUGH, Raced, race
+from gradstep.plan.verdicts import Remembered
 
 if TYPE_CHECKING:
     from gradstep.setup import Training
@@ -30,7 +31,7 @@ SHARE = 0.02  # of the predicted run
 _FEWEST = 1000  # steps: a shorter run is over before anything could be found out in 2 % of it
 _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
 _RACING = 20  # steps' time that a race takes at least
-_TWICE = 3  # steps that the first prediction rests on
+_FIRST = 3  # steps that the first prediction rests on
 
 
 def choose(
@@ -47,20 +48,18 @@ def choose(
         return
     key = verdicts.key_of(training)
     before = verdicts.read(key)
-    if before is not None:
-        training.plan = plan.chosen(
-            {**plan.choices, **_adopted(before)}, before, "measured in an earlier run of the same"
-        )
+    search = _Search(training, known, left, before, now)
+    if before.step and not search.worth_it:
+        training.plan = plan.chosen({**plan.choices, **_adopted(before.verdicts)}, before.verdicts)
         return
     try:
         with kept_streams(training.device), _unharmed(training):
-            found, whole = _Search(training, known, left, now).found()
+            found = search.found()
     except DeclinedError as error:
         training.plan = plan.chosen(plan.choices, (), f"nothing was measured: {error}")
         return
     training.plan = plan.chosen({**plan.choices, **_adopted(found)}, found)
-    if whole:
-        verdicts.write(key, found)
+    verdicts.write(key, search.step, found)
 
 
 def _adopted(found: list[Verdict]) -> dict[str, Any]:
@@ -80,59 +79,89 @@ def _why_not(training: Training, left: int) -> str | None:
 
 
 class _Search:
-    """One search, within its time."""
+    """One search, within its time. What was found in an earlier one is not looked for again."""
 
-    def __init__(self, training: Training, known: tuple[Proposal, ...], left: int, now: Callable[[], float]) -> None:
-        self._training, self._known, self._now, self._began = training, known, now, now()
-        feed = training.feed
+    def __init__(
+        self,
+        training: Training,
+        known: tuple[Proposal, ...],
+        left: int,
+        before: Remembered,
+        now: Callable[[], float],
+    ) -> None:
+        self._training, self._known, self._before, self._now, self._left = training, known, before, now, left
+        self._began, self.step = now(), before.step  # seconds of a step, as the plan is so far
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether there is time for anything of which nothing is known yet."""
+        return any(
+            self._before.of(proposal.switch, value) is None and self._needed(proposal) <= self._time
+            for proposal in self._open()
+            for value in proposal.values(self._training)
+        )
+
+    def found(self) -> list[Verdict]:
+        """The verdicts, in the order of the proposals."""
+        self._prepare()
+        choices, found = dict(self._training.plan.choices), []
+        for proposal in self._open():
+            for value in proposal.values(self._plain):
+                known = self._before.of(proposal.switch, value)
+                verdict = self._tried(proposal, value, choices) if known is None else known
+                found.append(verdict)
+                if not verdict.adopted:
+                    continue
+                choices[proposal.switch] = value
+                if known is not None:
+                    self._plain = self._shadow(choices)
+                break
+        return found
+
+    def _open(self) -> list[Proposal]:
+        switches = self._training.asked.switches
+        return [proposal for proposal in self._known if switches.get(proposal.switch, MEASURED) == MEASURED]
+
+    def _needed(self, proposal: Proposal) -> float:
+        return proposal.seconds + (_VERIFYING + _RACING) * self.step
+
+    @property
+    def _time(self) -> float:
+        """Seconds that are left for measuring."""
+        return SHARE * self._left * self.step - (self._now() - self._began)
+
+    def _prepare(self) -> None:
+        feed = self._training.feed
         assert isinstance(feed, Feed)
         numbers = {0: None, feed.steps_per_epoch - 1: None}  # the last one of an epoch may be smaller
         self._batches = [feed[number] for number in numbers]
         self._timed = self._batches[:1]
-        plain = self._shadow(training.plan.choices)
-        take_steps(plain, self._timed)  # the first one allocates and tunes
-        began = now()
-        take_steps(plain, self._timed, _TWICE)
-        self._step = (now() - began) / _TWICE
-        self._left = left
-        self._plain = plain
         self._traces: dict[int | None, Trace] = {}  # by the samples that they are of, made when they are needed
-        self._whole = True  # whether all was tried: only then is it worth remembering
-
-    def found(self) -> tuple[list[Verdict], bool]:
-        """The verdicts in the order of the proposals, and whether there was time for all of them."""
-        choices, found = dict(self._training.plan.choices), []
-        for proposal in self._known:
-            if self._training.asked.switches.get(proposal.switch, MEASURED) != MEASURED:
-                continue
-            for value in proposal.values(self._plain):
-                verdict = self._tried(proposal, value, choices)
-                found.append(verdict)
-                if verdict.adopted:
-                    choices[proposal.switch] = value
-                    break
-        return found, self._whole
+        self._plain = self._shadow(self._training.plan.choices)
+        take_steps(self._plain, self._timed)  # the first one allocates and tunes
+        began = self._now()
+        take_steps(self._plain, self._timed, _FIRST)
+        self.step = (self._now() - began) / _FIRST
 
     def _tried(self, proposal: Proposal, value: Any, choices: Mapping[str, Any]) -> Verdict:
-        needed = proposal.seconds + (_VERIFYING + _RACING) * self._step
-        left = SHARE * self._left * self._step - (self._now() - self._began)
+        needed, left = self._needed(proposal), self._time
         if needed > left:
-            self._whole = False
-            why = f"not tried: it takes {needed:.2g} s, and of 2 % of the run {max(left, 0.0):.2g} s are left"
-            return Verdict(proposal.switch, value, False, why)
+            why = f"it takes {needed:.2g} s, and of 2 % of the run {max(left, 0.0):.2g} s are left"
+            return Verdict(proposal.switch, value, "not tried", why)
         with_it = {**choices, proposal.switch: value}
         try:
             apart = self._verified(with_it, proposal.samples)
             raced, other = self._raced(with_it, left)
         except Exception as error:  # whatever a proposal does, the run goes on as it would have gone without it
             why = str(error) if isinstance(error, DeclinedError) else f"{type(error).__name__}: {_first_line(error)}"
-            return Verdict(proposal.switch, value, False, why)
-        self._step = min(self._step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
+            return Verdict(proposal.switch, value, "declined", why, final=True)
+        self.step = min(self.step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
         ratio = (raced.ratio, raced.low, raced.high)
         if not raced.faster:
-            return Verdict(proposal.switch, value, False, raced.words(), ratio)
+            return Verdict(proposal.switch, value, "declined", raced.words(), ratio, final=raced.low > ENOUGH)
         self._plain = other  # what comes is measured against what is chosen
-        return Verdict(proposal.switch, value, True, f"{raced.words()}, {apart:.0e} apart in float64", ratio)
+        why = f"{raced.words()}, {apart:.0e} apart in float64"
+        return Verdict(proposal.switch, value, "adopted", why, ratio, final=True)
 
     def _verified(self, choices: Mapping[str, Any], samples: int | None) -> float:
         if samples not in self._traces:

@@ -18,13 +18,23 @@ class Verdict:
 
     switch: str
     value: Any
-    adopted: bool
+    found: str  # adopted, declined, or not tried
     why: str
     ratio: tuple[float, float, float] | None = None  # (median, low, high)
+    final: bool = False  # whether another look would find the same; what noise has hidden is looked at again
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Verdict:
+        """A verdict as JSON has it."""
+        return cls(**{**document, "ratio": document["ratio"] and tuple(document["ratio"])})
+
+    @property
+    def adopted(self) -> bool:
+        return self.found == "adopted"
 
     def words(self) -> str:
         """`memory_format=channels_last: adopted, 0.51 of plain (0.50 to 0.53)`."""
-        return f"{self.switch}={self.value}: {'adopted' if self.adopted else 'declined'}, {self.why}"
+        return f"{self.switch}={self.value}: {self.found}, {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +83,7 @@ class Plan:
     def kept(self, document: Mapping[str, Any]) -> Plan:
         """The same plan with the choices of an earlier process of the run: they are made once."""
         choices = document.get("choices", {})
-        verdicts = [
-            Verdict(**{**each, "ratio": each["ratio"] and tuple(each["ratio"])})
-            for each in document.get("verdicts", [])
-        ]
+        verdicts = [Verdict.of(each) for each in document.get("verdicts", [])]
         return replace(self, plan=document.get("plan", "plain"), choices=choices, verdicts=tuple(verdicts))
 
     @property

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,26 +49,35 @@ def key_of(training: Training) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def read(key: str) -> list[Verdict] | None:
-    """What was found before; None where nothing was, or where it can't be read."""
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The verdicts that were final, and the seconds that a step took."""
+
+    step: float
+    verdicts: list[Verdict]
+
+    def of(self, switch: str, value: Any) -> Verdict | None:
+        return next((each for each in self.verdicts if each.switch == switch and each.value == value), None)
+
+
+def read(key: str) -> Remembered:
+    """What was found before: nothing, where nothing was or where it can't be read."""
     path = _path(key)
-    if path is None:
-        return None
     with suppress(OSError, ValueError, TypeError, KeyError):
-        return [
-            Verdict(**{**each, "ratio": each["ratio"] and tuple(each["ratio"])})
-            for each in json.loads(disk.read(path, _LIMIT))
-        ]
-    return None
+        if path is not None:
+            content = json.loads(disk.read(path, _LIMIT))
+            return Remembered(float(content["step"]), [Verdict.of(each) for each in content["verdicts"]])
+    return Remembered(0.0, [])
 
 
-def write(key: str, found: Sequence[Verdict]) -> None:
+def write(key: str, step: float, found: Sequence[Verdict]) -> None:
     """Remembers what was found. A disk that is full or may not be written to costs the next run its measuring."""
     path = _path(key)
     if path is not None:
+        content = {"step": step, "verdicts": [asdict(verdict) for verdict in found if verdict.final]}
         with suppress(StorageError, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            disk.replace(path, json.dumps([asdict(verdict) for verdict in found]).encode())
+            disk.replace(path, json.dumps(content).encode())
 
 
 def _path(key: str) -> Path | None:

@@ -22,6 +22,7 @@ results: .venv/ready
 bench: .venv/ready .venv-peers/ready
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.checkpoints

@@ -112,7 +112,7 @@ class Images:
         path = self.files.paths[number]
         what = "it is another file than the one that was read before the first step"
         try:
-            if self._same(number):
+            if self._same([number]):
                 found = self._decoded([number])
                 return found[0] if found is not None else read_image(path, self.reading)
         except UnreadableError as error:
@@ -123,8 +123,10 @@ class Images:
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
         numbers, targets = indices.tolist(), self.files.targets[indices]
-        if all(map(self._same, numbers)) and (found := self._decoded(numbers)) is not None:
-            return found, targets
+        if self.kept is not None or self.rows is not None:
+            found = self._decoded(numbers) if self._same(numbers) else None
+            if found is not None:
+                return found, targets
         images = list(in_order(self.image, numbers, processes=False))
         if len(self.sizes) == 1:
             return torch.stack(images), targets
@@ -139,13 +141,16 @@ class Images:
             return self.kept[numbers]
         return None if self.rows is None else self.rows.get(numbers)
 
-    def _same(self, number: int) -> bool:
-        """Whether a file is as it was, by its size and time."""
-        try:
-            found = os.stat(self.files.paths[number])
-        except OSError:
-            return False
-        return [found.st_size, found.st_mtime_ns] == self.stamps[number].tolist()
+    def _same(self, numbers: list[int]) -> bool:
+        """Whether all these files are as they were, by size and time."""
+        for number, stamp in zip(numbers, self.stamps[numbers].tolist(), strict=True):
+            try:
+                found = os.stat(self.files.paths[number])
+            except OSError:
+                return False
+            if [found.st_size, found.st_mtime_ns] != stamp:
+                return False
+        return True
 
     def transformed(self, transforms: tuple[Transform, ...]) -> Images:
         return replace(self, transforms=transforms)

@@ -168,6 +168,17 @@ def test_another_file_time_or_reading_is_another_cache(kept, photos):
         assert len(files(kept)) == number
 
 
+def test_the_mode_that_was_found_may_be_said_later_and_only_the_files_own_is_found(kept, photos, nothing_decoded):
+    open_data(str(photos), Options(images=Reading("RGB")))
+    found = open_data(str(photos))  # these are grey: in RGB they are not what is asked for
+    assert (found.reading, len(files(kept))) == (Reading("L"), 2)
+    nothing_decoded()
+    for reading in (Reading("L"), Reading()):
+        again = open_data(str(photos), Options(images=reading))
+        assert again.reading == Reading("L")
+        assert same(batches(again.train), batches(found.train))
+
+
 def test_a_file_that_changes_while_it_is_trained_on_is_named_as_ever(kept, photos, from_disk):
     source = open_data(str(photos)).train
     Image.new("L", (5, 6), 9).save(photos.parent / "5.png")

@@ -25,7 +25,7 @@ import weakref
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,14 +57,21 @@ class Place:
     """Where the cache of a list of image files is, or would be. `notes` are what to tell the user of it."""
 
     def __init__(self, folder: Path, name: str, paths: Sequence[str], reading: Reading) -> None:
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.reading = folder, name, reading
         self.absolute = [os.path.abspath(path) for path in paths]
         self.stamps = [_stamp(path) for path in paths]
         self.notes: tuple[str, ...] = ()
+        self._files = hashlib.sha256(json.dumps(list(zip(self.absolute, self.stamps, strict=True))).encode())
+
+    def key(self, mode: str | None) -> str:
+        """What all that decides on the pixels comes to, the images read in this mode."""
         versions = [PIL.__version__, *(str(features.version(each)) for each in _DECODERS)]
-        what = [_FORMAT, versions, asdict(reading), list(zip(self.absolute, self.stamps, strict=True))]
-        self.key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        self.path = folder / f"{self.key}{SUFFIX}"
+        what = [_FORMAT, versions, asdict(replace(self.reading, mode=mode)), self._files.hexdigest()]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+    def path(self, key: str) -> Path:
+        """The file of this name."""
+        return self.folder / f"{key}{SUFFIX}"
 
     @property
     def settled(self) -> bool:
@@ -73,25 +80,31 @@ class Place:
         return all(now - max(stamp[1:]) > _RECENT for stamp in self.stamps)
 
     def find(self) -> Found | None:
-        """What is kept of these files. A damaged file is removed, with a note."""
-        try:
-            rows, header = opened(self.path)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return None  # making one will say what is wrong, if anything is
-        except (OSError, ValueError) as error:
-            self.discard(_reason(error))
-            return None
-        if header.get("key") != self.key or rows.shape[0] != len(self.stamps):
-            self.discard("it is of other files")
-            return None
-        with suppress(OSError):
-            os.utime(self.path)  # the last use, by which the oldest go first
-        return Found(rows, header, self)
+        """What is kept of these files. A damaged file is removed, with a note.
 
-    def discard(self, why: str) -> None:
+        Where no mode is said, what was read in the files' own mode is it: a run's recipe says the mode that was found.
+        """
+        for mode in ("L", "RGB") if self.reading.mode is None else (self.reading.mode,):
+            key = self.key(mode)
+            try:
+                rows, header = opened(self.path(key))
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue  # making one will say what is wrong, if anything is
+            except (OSError, ValueError) as error:
+                self.discard(self.path(key), _reason(error))
+                continue
+            if header.get("key") != key or rows.shape[0] != len(self.stamps):
+                self.discard(self.path(key), "it is of other files")
+            elif self.reading.mode is not None or header["own"]:
+                with suppress(OSError):
+                    os.utime(rows.path)  # the last use, by which the oldest go first
+                return Found(rows, header, self)
+        return None
+
+    def discard(self, path: Path, why: str) -> None:
         """Removes a file that can't be used."""
         with suppress(OSError):
-            disk.remove(self.path)
+            disk.remove(path)
         self.notes += (f"the cache of {self.name} was damaged ({why}); its images are decoded anew",)
 
     def unusable(self, why: str) -> None:
@@ -112,7 +125,7 @@ class Found(NamedTuple):
         try:
             return self.rows.read(range(self.rows.shape[0]))
         except (OSError, ValueError) as error:
-            self.place.discard(_reason(error))
+            self.place.discard(self.rows.path, _reason(error))
             return None
 
 
@@ -197,12 +210,16 @@ class Building:
         self._append(np.zeros(self.shape, self.dtype) if image is None else image)
 
     def finish(self, header: dict[str, Any], stamps: Sequence[Stamp]) -> Rows | None:
-        """The cache, whole and under its name; None where there is none. `stamps` are those of what was decoded."""
+        """The cache, whole and under its name; None where there is none. `stamps` are those of what was decoded.
+
+        `header` has `mode`, and `own`: whether that is what the files have in common.
+        """
         changed = any(own != known and own[0] >= 0 for own, known in zip(stamps, self.place.stamps, strict=True))
         if self._over or self._file is None or self._part is None or self._added != self.count or changed:
             return None
+        key = self.place.key(header["mode"])
         about = {
-            "key": self.place.key,
+            "key": key,
             "name": self.place.name,
             "folder": _common(self.place.absolute),
             "shape": [self.count, *(self.shape or ())],
@@ -217,10 +234,10 @@ class Building:
             trailer = _TRAILER.pack(_MAGIC, len(tail) - sums.nbytes, len(sums), hashlib.sha256(tail).digest())
             disk.write_all(self._file, trailer)
             disk.sync(self._file)
-            disk.rename(self._part, self.place.path)
+            disk.rename(self._part, self.place.path(key))
             self._part = None
             disk.sync_folder(self.place.folder)
-            return opened(self.place.path)[0]
+            return opened(self.place.path(key))[0]
         except (OSError, ValueError) as error:
             self._failed(error)
             return None
@@ -262,7 +279,7 @@ class Building:
                 self.place.unusable(f"it would take {needed / 1e9:,.2f} GB, and {folder} may have {room / 1e9:,.2f} GB")
                 self.drop()
                 return
-            self._part = folder / f"{self.place.key}.{secrets.token_hex(8)}{PART}"
+            self._part = folder / f"{self.place.key(self.place.reading.mode)}.{secrets.token_hex(8)}{PART}"
             self._file = disk.create(self._part)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -58,22 +58,24 @@ def look_at_all(paths: Sequence[str], reading: Reading, room: int, place: Place 
     try:
         with closing(in_order(_Looking(reading), paths)) as seen:
             for each in seen:
-                if each.mode is not None and reading.mode is None:
+                if each.mode is not None:
                     modes.add(each.mode)
-                    if not (modes <= _GREY or modes <= _COLOUR):
-                        raise MixedError
+                if reading.mode is None and not (modes <= _GREY or modes <= _COLOUR):
+                    raise MixedError
                 if building is not None:
                     building.add(each.image)
                 if each.image is not None and each.image.nbytes * len(paths) > room:  # too many to keep: none is
                     each.image = None
                 looks.append(each)
-        looked = _summed_up(paths, looks, replace(reading, mode=reading.mode or ("RGB" if modes == _COLOUR else "L")))
+        common = "L" if modes <= _GREY else "RGB" if modes == _COLOUR else None
+        looked = _summed_up(paths, looks, replace(reading, mode=reading.mode or common))
         if building is None or place is None:
             return looked
         if looked.troubles and (not skip or any(each.passing for each in looks)):
             return replace(looked, notes=place.notes)
         header = {
             "mode": looked.reading.mode,
+            "own": looked.reading.mode == common,
             "content": looked.content,
             "troubles": {str(number): told for number, told in looked.troubles.items()},
         }

@@ -60,20 +60,22 @@ def ours(csv: str) -> list[float]:
     from gradstep.models import LeNet
 
     model = LeNet(channels=1)
+    steps = gradstep.steps  # imports what it needs
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)  # the first one imports for a second or two
     began, ends = time.perf_counter(), []
     splits = data.prepare(data.open_data(csv), [data.ToFloat(), data.Normalize([0.1], [0.3])])
-    loop = gradstep.steps(
+    loop = steps(
         model,
         torch.nn.CrossEntropyLoss(),
         splits.train,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        optimizer=optimizer,
         epochs=EPOCHS,
         batch_size=BATCH,
         device="cpu",
     )
-    steps = -(-COUNT // BATCH)
+    per_epoch = -(-COUNT // BATCH)
     for number, outcome in enumerate(loop, start=1):
-        if number % steps == 0:
+        if number % per_epoch == 0:
             outcome.loss.item()
             ends.append(time.perf_counter() - began)
     return ends
@@ -123,9 +125,9 @@ def by_hand(opened: Callable[[], Any]) -> list[float]:
     from gradstep.models import LeNet
 
     model = LeNet(channels=1)
+    criterion, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01)
     began, ends = time.perf_counter(), []
     batches = opened()
-    criterion, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(EPOCHS):
         for inputs, targets in batches:
             optimizer.zero_grad()

@@ -4,7 +4,7 @@ What is timed is the work itself, and no result is thrown away: the first files 
 the next by processes where that may pay, and the rest in the way that took least. Results come in the order of the
 values and are the same whichever way they came.
 
-On a machine of 2 cores, per file:
+Per file, on a machine of 2 cores that others used too; once, with plain pools of threads and of forked processes:
 
 | | inline | 2 threads | 2 processes |
 |---|---|---|---|

@@ -78,7 +78,7 @@ class Guard:
         step = state.step + 1
         known = state.step in state.left_out  # found when the run came by here before
         groups = state.optimizer.param_groups
-        outcome.spoiled = spoiled(parameter.grad for group in groups for parameter in group["params"])
+        outcome.spoiled = spoiled([parameter.grad for group in groups for parameter in group["params"]])
         if outcome.loss.device.type != "cpu" and self.rule.policy != "skip" and not known:
             return True
         # These two lines wait for a device.

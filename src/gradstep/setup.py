@@ -121,7 +121,9 @@ class Training:
         """What the coming step is made with: the options that are scheduled, and what is frozen until then."""
         if self.scheduled:
             self.scheduled.apply(self.state)
-        apply_freezing(self.state.optimizer.param_groups, self.state.step, self.clock)
+        for group in self.state.optimizer.param_groups:
+            if "freeze" in group:
+                apply_freezing([group], self.state.step, self.clock)
 
     def replace_optimizer(self, new: Any) -> Replaced:
         """Goes on with another optimizer, under the same schedule. What it is told of the old one is returned."""

@@ -61,13 +61,10 @@ def closure_step(
 
 
 def _done(state: TrainState, outcome: Outcome) -> None:
-    outcome.rates = tuple(_as_it_is(group["lr"]) for group in state.optimizer.param_groups if "lr" in group)
+    rates = [group["lr"] for group in state.optimizer.param_groups if "lr" in group]
+    # A rate in a tensor is changed in place, and reading it would wait for the device.
+    outcome.rates = tuple([rate.detach().clone() if isinstance(rate, Tensor) else rate for rate in rates])
     state.step += 1
     state.samples += outcome.samples
     if state.ema is not None:
         state.ema.update(state.model, state.step)
-
-
-def _as_it_is(rate: Any) -> Any:
-    """A rate in a tensor is changed in place, and reading it would wait for the device."""
-    return rate.detach().clone() if isinstance(rate, Tensor) else rate

@@ -79,7 +79,12 @@ class Tensors:
         return len(tree.tensors(self.content)[0])
 
     def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:  # noqa: ARG002
-        return tree.map_tensors(lambda tensor: rows(tensor, indices), self.content)
+        content = self.content
+        if type(content) is tuple and len(content) == 2:  # as most are: the walk takes as long as the gather
+            first, second = content
+            if type(first) is Tensor and type(second) is Tensor:
+                return rows(first, indices), rows(second, indices)
+        return tree.map_tensors(lambda tensor: rows(tensor, indices), content)
 
     @property
     def targets(self) -> Any:

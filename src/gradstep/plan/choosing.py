@@ -91,6 +91,7 @@ class _Search:
     ) -> None:
         self._training, self._known, self._before, self._now, self._left = training, known, before, now, left
         self._began, self.step = now(), before.step  # seconds of a step, as the plan is so far
+        self._plain = training  # what a proposal is measured against: a shadow with what is chosen so far
 
     @property
     def worth_it(self) -> bool:

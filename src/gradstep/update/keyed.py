@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -123,11 +124,12 @@ class KeyedDropout:
         return self
 
     def __enter__(self) -> None:
-        # Both by dict.update and past Module.__setattr__: it is done in every step, of a net without dropout too.
-        self._hung = [
-            (module, self._forwards[name]) for name, module in self.modules.items() if "forward" not in vars(module)
-        ]
-        self._originals = {name: _TORCH[name] for name in _NAMES}
+        # Past Module.__setattr__ and in as few calls as can be: it is done in every step, of a net without dropout too.
+        if self.modules:
+            self._hung = [
+                (module, self._forwards[name]) for name, module in self.modules.items() if "forward" not in vars(module)
+            ]
+        self._originals = dict(zip(_NAMES, _taken(_TORCH), strict=True))
         for module, own in self._hung:
             vars(module)["forward"] = own
         _TORCH.update(self._functions)
@@ -288,6 +290,7 @@ _FUNCTIONS: dict[str, tuple[bool, bool]] = {
     "scaled_dot_product_attention": (False, False),
 }
 _NAMES = tuple(_FUNCTIONS)
+_taken = operator.itemgetter(*_NAMES)
 _TORCH = vars(F)  # where torch's functions are looked up by whoever calls F.dropout
 _KINDS: dict[Callable[..., Any], tuple[bool, bool]] = {
     nn.Dropout.forward: (False, False),

@@ -42,8 +42,8 @@ def sizes(samples: int, micro_batch: int | None, group: int | None = None) -> li
 def count(inputs: Any, targets: Any) -> int:
     """The samples of a batch: the first dimension of its first tensor, or the length of its first list of other
     things."""
-    if type(inputs) is Tensor and inputs.dim() and len(inputs):
-        return len(inputs)
+    if type(inputs) is Tensor and inputs.dim() and inputs.shape[0]:
+        return inputs.shape[0]
     inputs, targets = (each.data if isinstance(each, UserDict) else each for each in (inputs, targets))
     return tree.samples(inputs) or _length(inputs) or tree.samples(targets) or _length(targets) or 1
 

@@ -61,10 +61,10 @@ class _Outcomes:
         self._note, self._losses = Session.note, list[float]()
         note, losses = self._note, self._losses
 
-        def noted(session: Session, outcome: Outcome | None) -> None:
+        def noted(session: Session, outcome: Outcome | None) -> bool:
             if outcome is not None:
                 losses.append(float(outcome.loss))
-            note(session, outcome)
+            return note(session, outcome)
 
         Session.note = noted  # type: ignore[method-assign]
 

@@ -67,11 +67,13 @@ def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> K
     return Keeper(place, watching.policy, clock, about, own, facts.environment() | here | {"code": code})
 
 
-def chosen(training: Training, place: RunDir | None, lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def chosen(
+    training: Training, watching: Watching, place: RunDir | None, lines: list[tuple[str, str]]
+) -> list[tuple[str, str]]:
     """The lines for people, with the plan's as it is chosen now; an earlier process of the run may have chosen it."""
     before = training.plan.facts()
     if place is None or not place.plan.exists():
-        choose(training)
+        choose(training, evaluates=bool(watching.others))
     at = lines.index(before[0]) if before[0] in lines else len(lines)
     return [*lines[:at], *training.plan.facts(), *lines[at + len(before) :]]
 
@@ -86,12 +88,14 @@ def leave_documents(keeper: Keeper, training: Training) -> None:
 
 
 def taken_up(
-    place: RunDir, training: Training, keeper: Keeper, allow: bool, at: int | None
+    place: RunDir | None, training: Training, keeper: Keeper, allow: bool, at: int | None
 ) -> tuple[Progress | None, list[Change], list[tuple[str, str]]]:
-    """Where an earlier run was, what is another than it was, and lines that say so.
+    """Where an earlier run was, what is another than it was, and lines that say so; nothing without a place.
 
     Its folder is made ready to be gone on from: what a killed process left is cleared away.
     """
+    if place is None:
+        return None, [], []
     if not allow:
         failure.refuse_a_fourth(place, training.update.micro_batch, training.guard.rule.policy != "stop")
     retention.sweep(place.checkpoints)

@@ -87,9 +87,8 @@ class Session:
     ) -> Iterator[None]:
         training, self._place = self.training, place
         self._keeper = keeper_of(training, self.watching, place)
-        before = taken_up(place, training, self._keeper, self._allow, at) if resumed and place else (None, [], [])
-        progress, found, more = before
-        lines = [*chosen(training, place, lines), *more]
+        progress, found, more = taken_up(place if resumed else None, training, self._keeper, self._allow, at)
+        lines = [*chosen(training, self.watching, place, lines), *more]
         lines += [("run", str(place.path)), *room(place, self.training, self.watching.policy)] if place else []
         lines += [("resumed", where(self.state.step, self.clock))] if resumed else []
         self._console.facts([*lines, ("", "")])
@@ -120,10 +119,9 @@ class Session:
     def _begin(self, found: list[Change]) -> None:
         place = self._place
         leave_documents(self._keeper, self.training)
-        where_it_is, samples = place.path if place else None, getattr(self.training.feed, "samples", None)
-        self._events.tell(
-            "on_train_start", self.state, About(where_it_is, self.clock, self._watch, samples, self.training.plan)
-        )
+        path, samples = place.path if place else None, getattr(self.training.feed, "samples", None)
+        about = About(path, self.clock, self._watch, samples, self.training.plan)
+        self._events.tell("on_train_start", self.state, about)
         self._keeper.begin(self.state)
         self._look = noticed(self.state, self._console.line) if place else nullcontext()
         if self.finished_before:

@@ -53,6 +53,7 @@ class Training:
     take_step: Callable[..., Any]
     notes: list[str]  # what the user should know, said once
     threads: int | None = None  # that torch computes by on the CPU; None leaves them alone
+    evaluation_format: str | None = None  # how the weights lie in an evaluation; None: as they do in training
 
     def decide(self) -> None:
         """Decides how the batches are taken, on the epoch's first batch and on its last, which may be smaller.

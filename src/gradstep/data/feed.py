@@ -24,6 +24,7 @@ from gradstep.errors import DataError
 
 Check = Callable[[Any, Tensor | None, str], None]  # (batch, numbers of its samples, which set) -> raises or not
 
+_LOOK = 2**20  # bytes that are looked at at once: what is gathered for it should not show in a run's memory
 _SMALL = 2**28  # bytes; data in memory up to this size are looked through before training, larger ones as they come
 
 
@@ -198,18 +199,24 @@ class OwnFeed:
 def all_finite(source: Source, what: str) -> bool:
     """Looks through a small source in memory and raises at the first number that is none; False if it is large."""
     content = tree.tensors(source.batch(torch.arange(1), 0, 0))
-    if sum(t.numel() * t.element_size() for t in content) * len(source) > _SMALL:
+    each = sum(t.numel() * t.element_size() for t in content)
+    if each * len(source) > _SMALL:
         return False
     if any(t.is_floating_point() for t in content):
-        for numbers in torch.arange(len(source)).split(4096):
+        for numbers in torch.arange(len(source)).split(max(1, _LOOK // max(each, 1))):
             refuse_non_finite(source.batch(numbers, 0, 0), original(source, numbers), what)
     return True
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether every number is. Their sum is then finite too, unless it overflows, and takes a fiftieth of a look at each."""
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def refuse_non_finite(batch: Any, indices: Tensor | None, what: str) -> None:
     """Raises DataError at the first number that is none, naming its sample."""
     for tensor in tree.tensors(batch):
-        if not tensor.is_floating_point() or not tensor.dim() or bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point() or not tensor.dim() or _finite(tensor):
             continue
         bad = int(
             (~tensor.isfinite()).flatten(1 if tensor.dim() > 1 else 0).reshape(len(tensor), -1).any(1).nonzero()[0]

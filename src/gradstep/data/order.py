@@ -19,4 +19,8 @@ def permutation(length: int, seed: int, epoch: int, purpose: str = "order") -> T
     does not for `Generator.permutation` (NEP 19), nor torch for `randperm`.
     """
     draws = np.random.Philox(key=key(seed, purpose, epoch)).random_raw(length)
-    return torch.from_numpy(np.argsort(draws, kind="stable"))
+    order = np.argsort(draws)  # three times as fast as a stable sort, and the same where no two draws are
+    ordered = draws[order]
+    if bool((ordered[1:] == ordered[:-1]).any()):
+        order = np.argsort(draws, kind="stable")
+    return torch.from_numpy(order)

@@ -14,6 +14,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "memory_format": ("channels_last",),
     "optimizer": ("fused",),
     "threads": (int,),
+    "evaluation": ("channels_last",),
     "micro_batch": (int,),
     "compile": ("model",),
 }

@@ -7,7 +7,7 @@ touched: what is chosen is applied to them when the steps begin, and undone when
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,20 @@ from torch import Tensor, nn
 
 from gradstep.data import Feed
 from gradstep.keys import kept_streams
-from gradstep.plan import proposals, verdicts
+from gradstep.plan import verdicts
 from gradstep.plan.asked import MEASURED
 from gradstep.plan.document import Verdict
-from gradstep.plan.proposals import PROPOSALS, Proposal
-from gradstep.plan.shadow import DeclinedError, Trace, shadow_of, still, take_steps
+from gradstep.plan.proposals import PROPOSALS, Proposal, apply
+from gradstep.plan.shadow import (
+    DeclinedError,
+    Trace,
+    first_of,
+    outputs_apart,
+    shadow_of,
+    still,
+    take_passes,
+    take_steps,
+)
 from gradstep.plan.timing import ENOUGH, Raced, race
 from gradstep.plan.verdicts import Remembered
 
@@ -31,13 +40,20 @@ SHARE = 0.02  # of the predicted run
 _FEWEST = 1000  # steps: a shorter run is over before anything could be found out in 2 % of it
 _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
 _RACING = 20  # steps' time that a race takes at least
+_MANY = 2**30
 _FIRST = 3  # steps that the first prediction rests on
 
 
 def choose(
-    training: Training, known: tuple[Proposal, ...] = PROPOSALS, now: Callable[[], float] = time.perf_counter
+    training: Training,
+    known: tuple[Proposal, ...] = PROPOSALS,
+    now: Callable[[], float] = time.perf_counter,
+    evaluates: bool = False,
 ) -> None:
-    """Puts what is chosen into `training.plan`, with the reasons. Nothing else of the training is changed."""
+    """Puts what is chosen into `training.plan`, with the reasons. Nothing else of the training is changed.
+
+    `evaluates` says whether anything is evaluated meanwhile.
+    """
     asked, plan = training.asked, training.plan
     if MEASURED not in asked.switches.values():
         return
@@ -48,7 +64,7 @@ def choose(
         return
     key = verdicts.key_of(training)
     before = verdicts.read(key)
-    search = _Search(training, known, left, before, now)
+    search = _Search(training, [each for each in known if evaluates or not each.evaluates], left, before, now)
     if before.step and not search.worth_it:
         training.plan = plan.chosen({**plan.choices, **_adopted(before.verdicts)}, before.verdicts)
         return
@@ -78,13 +94,16 @@ def _why_not(training: Training, left: int) -> str | None:
     return None
 
 
+Take = Callable[[Any, list[Any], int], object]
+
+
 class _Search:
     """One search, within its time. What was found in an earlier one is not looked for again."""
 
     def __init__(
         self,
         training: Training,
-        known: tuple[Proposal, ...],
+        known: Sequence[Proposal],
         left: int,
         before: Remembered,
         now: Callable[[], float],
@@ -151,12 +170,13 @@ class _Search:
             return Verdict(proposal.switch, value, "not tried", why)
         with_it = {**choices, proposal.switch: value}
         try:
-            apart = self._verified(with_it, proposal.samples)
-            raced, other = self._raced(with_it, left)
+            apart = self._verified(with_it, proposal)
+            raced, other = self._raced(with_it, take_passes if proposal.evaluates else take_steps, left)
         except Exception as error:  # whatever a proposal does, the run goes on as it would have gone without it
             why = str(error) if isinstance(error, DeclinedError) else f"{type(error).__name__}: {_first_line(error)}"
             return Verdict(proposal.switch, value, "declined", why, final=True)
-        self.step = min(self.step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
+        if not proposal.evaluates:
+            self.step = min(self.step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
         ratio = (raced.ratio, raced.low, raced.high)
         if not raced.faster:
             return Verdict(proposal.switch, value, "declined", raced.words(), ratio, final=raced.low > ENOUGH)
@@ -164,17 +184,22 @@ class _Search:
         why = f"{raced.words()}, {apart:.0e} apart in float64"
         return Verdict(proposal.switch, value, "adopted", why, ratio, final=True)
 
-    def _verified(self, choices: Mapping[str, Any], samples: int | None) -> float:
+    def _verified(self, choices: Mapping[str, Any], proposal: Proposal) -> float:
+        samples = proposal.samples
+        if proposal.evaluates:
+            few = [first_of(batch, self._training, samples or _MANY) for batch in self._batches]
+            return outputs_apart(self._training, few, lambda shadow: apply(shadow, choices, self._known))
         if samples not in self._traces:
             self._traces[samples] = Trace(self._training, self._batches, samples)
-        return self._traces[samples].deviation(lambda shadow: proposals.apply(shadow, choices, self._known))
+        return self._traces[samples].deviation(lambda shadow: apply(shadow, choices, self._known))
 
-    def _raced(self, choices: Mapping[str, Any], left: float) -> tuple[Raced, Training]:
+    def _raced(self, choices: Mapping[str, Any], take: Take, left: float) -> tuple[Raced, Training]:
         other = self._shadow(choices)
-        take_steps(other, self._timed, 2)
+        take(other, self._timed, 2)
+        take(self._plain, self._timed, 1)
         raced = race(
-            lambda count: take_steps(other, self._timed, count),
-            lambda count: take_steps(self._plain, self._timed, count),
+            lambda count: take(other, self._timed, count),
+            lambda count: take(self._plain, self._timed, count),
             left,
             self._now,
         )
@@ -182,7 +207,7 @@ class _Search:
 
     def _shadow(self, choices: Mapping[str, Any]) -> Training:
         shadow = still(shadow_of(self._training))
-        proposals.apply(shadow, choices, self._known)
+        apply(shadow, choices, self._known)
         return shadow
 
 

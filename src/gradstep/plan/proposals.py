@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,8 @@ class Proposal:
 
     `values` gives what to try on a training, the most promising first, nothing where there is nothing in it for it.
     `apply` sets the switch and returns what undoes that; it may raise. `seconds` is what it costs beside steps.
-    `samples` is how many of a batch show whether it changes what is computed; None: all of them.
+    `samples` is how many of a batch show whether it changes what is computed; None: all of them. With `evaluates` it is
+    a pass without gradients that it may make faster, and not a step.
     """
 
     switch: str
@@ -43,9 +44,10 @@ class Proposal:
     apply: Callable[[Training, Any], Undo]
     seconds: float = 0.0
     samples: int | None = 16
+    evaluates: bool = False
 
 
-def apply(training: Training, choices: Mapping[str, Any], proposals: tuple[Proposal, ...] | None = None) -> Undo:
+def apply(training: Training, choices: Mapping[str, Any], proposals: Sequence[Proposal] | None = None) -> Undo:
     """Sets all switches of `choices`, and returns what undoes them. RecipeError for one that can't be set here."""
     known = {proposal.switch: proposal for proposal in (PROPOSALS if proposals is None else proposals)}
     undoing = ExitStack()
@@ -68,6 +70,24 @@ def _roots(training: Training) -> Iterator[nn.Module]:
         yield state.ema.module
 
 
+@contextmanager
+def laid_out(model: nn.Module, word: str | None) -> Iterator[None]:
+    """Inside, the model's images' weights lie as `word` says, `channels_last` or None; then as they lay before."""
+    if word is None:
+        yield
+        return
+    before = layouts(model)
+    lay_out(model, _images_of(model, word))
+    try:
+        yield
+    finally:
+        lay_out(model, before)
+
+
+def _images_of(model: nn.Module, word: str) -> dict[str, str]:
+    return {name: word for name, tensor in module_tensors(model).items() if tensor.dim() == 4}
+
+
 def _with_images(training: Training) -> list[Any]:
     convolutions = (nn.Conv2d, nn.ConvTranspose2d)
     plain = not any("channels_last" in word for word in layouts(training.state.model).values())
@@ -79,7 +99,7 @@ def _with_images(training: Training) -> list[Any]:
 def _to_channels_last(training: Training, value: Any) -> Undo:
     before = [(root, layouts(root)) for root in _roots(training)]
     for root, _ in before:
-        lay_out(root, {name: value for name, tensor in module_tensors(root).items() if tensor.dim() == 4})
+        lay_out(root, _images_of(root, value))
     _lay_out_slots(training)
 
     def undo() -> None:
@@ -150,6 +170,15 @@ def threads_of(training: Training) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _lay_out_for_evaluations(training: Training, value: Any) -> Undo:
+    before, training.evaluation_format = training.evaluation_format, value
+
+    def undo() -> None:
+        training.evaluation_format = before
+
+    return undo
+
+
 def _smaller_pieces(training: Training) -> list[Any]:
     update = training.update
     size = getattr(training.feed, "batch_size", 0)
@@ -190,6 +219,7 @@ PROPOSALS = (
     Proposal("memory_format", _with_images, _to_channels_last),
     Proposal("optimizer", _with_a_fused_kernel, _fuse),
     Proposal("threads", _fewer_threads, _set_threads),
+    Proposal("evaluation", _with_images, _lay_out_for_evaluations, evaluates=True),
     Proposal("micro_batch", _smaller_pieces, _cut, samples=None),
     Proposal("compile", _compilable, _compile, seconds=_COMPILING),
 )

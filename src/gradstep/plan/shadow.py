@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gradstep import tree
+from gradstep.evaluation import untouched
 from gradstep.finite import Guard
-from gradstep.plan.proposals import threads_of
+from gradstep.plan.proposals import laid_out, threads_of
 from gradstep.state import TrainState
 from gradstep.update import Update
 from gradstep.update.pieces import count, cut
@@ -83,12 +84,40 @@ def take_steps(training: Training, batches: Sequence[Any], count: int = 1) -> No
     synchronise(training.device)
 
 
+def take_passes(training: Training, batches: Sequence[Any], count: int = 1) -> list[Any]:
+    """The outputs for these batches, in turn, as an evaluation computes them. Waits for the device."""
+    state, update, outputs = training.state, training.update, []
+    with (
+        threads_of(training),
+        untouched(state.model),
+        torch.no_grad(),
+        laid_out(state.model, training.evaluation_format),
+    ):
+        for number in range(count):
+            inputs, _ = update.unpack(batches[number % len(batches)])
+            outputs.append(state.model(inputs) if update.forward is None else update.forward(state.model, inputs))
+    synchronise(training.device)
+    return outputs
+
+
 def synchronise(device: torch.device) -> None:
     """Waits for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def outputs_apart(training: Training, batches: Sequence[Any], apply: Callable[[Training], Any]) -> float:
+    """How far an evaluation's outputs are from plain, in parts of the largest. DeclinedError where that is too far."""
+    batches = [tree.map_tensors(_double, batch) for batch in batches]
+    plain, other = shadow_of(training, torch.float64), shadow_of(training, torch.float64)
+    apply(other)
+    given, found = (take_passes(shadow, batches, len(batches)) for shadow in (plain, other))
+    apart = max(_apart(None, a, b) for a, b in zip(tree.tensors(given), tree.tensors(found), strict=True))
+    if not apart <= SAME:
+        raise DeclinedError(f"it is no longer the same evaluation: its outputs are {apart:.0e} from plain in float64")
+    return apart
 
 
 class Trace:
@@ -99,7 +128,7 @@ class Trace:
 
     def __init__(self, training: Training, batches: Sequence[Any], samples: int | None = None) -> None:
         self._training = training
-        few = batches if samples is None else [_first(batch, training, samples) for batch in batches]
+        few = batches if samples is None else [first_of(batch, training, samples) for batch in batches]
         self._batches = [tree.map_tensors(_double, batch) for batch in few]
         self._before = _tensors(shadow_of(training, torch.float64))
         self._after, self._losses = self._steps(_nothing)
@@ -143,7 +172,8 @@ def still(training: Training) -> Training:
     return training
 
 
-def _first(batch: Any, training: Training, samples: int) -> Any:
+def first_of(batch: Any, training: Training, samples: int) -> Any:
+    """The first samples of a batch, as a batch."""
     count_of = count(*training.update.unpack(batch))
     return cut(batch, count_of, 0, min(samples, count_of))
 

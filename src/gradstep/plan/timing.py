@@ -17,7 +17,7 @@ ENOUGH = 0.95  # of plain, at the interval's upper end: what is gained by less i
 _LOOKS = (8, 12, 18, 27)  # pairs after which it is asked whether that is enough
 _BLOCK = 0.004  # seconds that a block takes at least
 
-Steps = Callable[[int], None]  # makes so many steps, and waits for the device
+Steps = Callable[[int], object]  # makes so many steps, and waits for the device
 
 
 @dataclass(frozen=True, slots=True)

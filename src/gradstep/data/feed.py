@@ -209,7 +209,7 @@ def all_finite(source: Source, what: str) -> bool:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether every number is. Their sum is then finite too, unless it overflows, and takes a fiftieth of a look at each."""
+    """Whether all numbers are. Their sum is then finite too, unless it overflows, and takes a fiftieth of the time."""
     return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 

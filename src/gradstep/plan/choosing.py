@@ -195,8 +195,8 @@ class _Search:
 
     def _raced(self, choices: Mapping[str, Any], take: Take, left: float) -> tuple[Raced, Training]:
         other = self._shadow(choices)
-        take(other, self._timed, 2)
-        take(self._plain, self._timed, 1)
+        for shadow in (other, self._plain):
+            take(shadow, self._timed, 1)
         raced = race(
             lambda count: take(other, self._timed, count),
             lambda count: take(self._plain, self._timed, count),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SAME = 1e-9  # of the largest change of a tensor in the steps; beyond it a proposal computes something else
 _ROUNDED = 1e-14  # of its largest value, which no arithmetic in float64 holds closer
+_PASS = 8  # batches of a pass that is timed: what is done once for it should not weigh as in a real one of one batch
 _RATES = (1.0, 0.5)  # what the rates are multiplied by in the steps that are compared: a rate may have been baked in
 
 
@@ -84,8 +85,14 @@ def take_steps(training: Training, batches: Sequence[Any], count: int = 1) -> No
     synchronise(training.device)
 
 
-def take_passes(training: Training, batches: Sequence[Any], count: int = 1) -> list[Any]:
-    """The outputs for these batches, in turn, as an evaluation computes them. Waits for the device."""
+def take_passes(training: Training, batches: Sequence[Any], count: int = 1) -> None:
+    """So many passes of a few batches each, as evaluations are. Waits for the device."""
+    for _ in range(count):
+        outputs_of(training, [batches[0]] * _PASS)
+
+
+def outputs_of(training: Training, batches: Sequence[Any]) -> list[Any]:
+    """The outputs for these batches, as one evaluation computes them. Waits for the device."""
     state, update, outputs = training.state, training.update, []
     with (
         threads_of(training),
@@ -93,8 +100,8 @@ def take_passes(training: Training, batches: Sequence[Any], count: int = 1) -> l
         torch.no_grad(),
         laid_out(state.model, training.evaluation_format),
     ):
-        for number in range(count):
-            inputs, _ = update.unpack(batches[number % len(batches)])
+        for batch in batches:
+            inputs, _ = update.unpack(batch)
             outputs.append(state.model(inputs) if update.forward is None else update.forward(state.model, inputs))
     synchronise(training.device)
     return outputs
@@ -113,7 +120,7 @@ def outputs_apart(training: Training, batches: Sequence[Any], apply: Callable[[T
     batches = [tree.map_tensors(_double, batch) for batch in batches]
     plain, other = shadow_of(training, torch.float64), shadow_of(training, torch.float64)
     apply(other)
-    given, found = (take_passes(shadow, batches, len(batches)) for shadow in (plain, other))
+    given, found = (outputs_of(shadow, batches) for shadow in (plain, other))
     apart = max(_apart(None, a, b) for a, b in zip(tree.tensors(given), tree.tensors(found), strict=True))
     if not apart <= SAME:
         raise DeclinedError(f"it is no longer the same evaluation: its outputs are {apart:.0e} from plain in float64")

@@ -30,7 +30,7 @@ from gradstep.plan.shadow import (
     take_passes,
     take_steps,
 )
-from gradstep.plan.timing import ENOUGH, Raced, race
+from gradstep.plan.timing import ENOUGH, Raced, race, time_boxed
 from gradstep.plan.verdicts import Remembered
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _FEWEST = 1000  # steps: a shorter run is over before anything could be found ou
 _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
 _RACING = 20  # steps' time that a race takes at least
 _MANY = 2**30
+_TIMES, _GRACE = 5, 5.0  # what a trial was to take, and seconds more, after which it hangs
 _FIRST = 3  # steps that the first prediction rests on
 
 
@@ -170,8 +171,9 @@ class _Search:
             return Verdict(proposal.switch, value, "not tried", why)
         with_it = {**choices, proposal.switch: value}
         try:
-            apart = self._verified(with_it, proposal)
-            raced, other = self._raced(with_it, take_passes if proposal.evaluates else take_steps, left)
+            with time_boxed(_TIMES * needed + _GRACE):
+                apart = self._verified(with_it, proposal)
+                raced, other = self._raced(with_it, take_passes if proposal.evaluates else take_steps, left)
         except Exception as error:  # whatever a proposal does, the run goes on as it would have gone without it
             why = str(error) if isinstance(error, DeclinedError) else f"{type(error).__name__}: {_first_line(error)}"
             return Verdict(proposal.switch, value, "declined", why, final=True)

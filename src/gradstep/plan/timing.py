@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 ENOUGH = 0.95  # of plain, at the interval's upper end: what is gained by less is not worth another way
@@ -59,6 +62,29 @@ def race(other: Steps, plain: Steps, seconds: float, now: Callable[[], float] = 
         if raced.faster or raced.low > ENOUGH or spent * 1.5 > seconds:  # the next look takes half as long again
             break
     return raced
+
+
+@contextmanager
+def time_boxed(seconds: float) -> Iterator[None]:
+    """Inside, TimeoutError is raised after so many seconds, between two instructions of Python.
+
+    Only in the main thread, and where nobody else has set the process's timer; elsewhere nothing is boxed.
+    """
+    free = threading.current_thread() is threading.main_thread() and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    if not free:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:  # noqa: ARG001
+        raise TimeoutError(f"it was not done after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -1,0 +1,486 @@
+"""The plan: what may be asked, what is verified, what is measured, and that nothing but time is another afterwards."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import gradstep
+from gradstep.errors import RecipeError
+from gradstep.models import LeNet, TwoLayerNet
+from gradstep.plan import choosing, timing, verdicts
+from gradstep.plan.asked import SWITCHES, Asked
+from gradstep.plan.choosing import choose
+from gradstep.plan.proposals import PROPOSALS, Proposal, apply
+from gradstep.plan.shadow import DeclinedError, Trace, outputs_apart, shadow_of
+from gradstep.plan.timing import interval, race
+from gradstep.setup import Training, assemble
+from gradstep.step import step as plain_step
+
+IMAGES = torch.randn(96, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(96) % 5
+
+
+def net(dropout: bool = True, norm: bool = True) -> nn.Module:
+    torch.manual_seed(3)
+    middle = [nn.BatchNorm2d(6)] if norm else []
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, bias=False), *middle, nn.ReLU(), nn.Conv2d(6, 4, 3), nn.MaxPool2d(2), nn.Flatten(),
+        *([nn.Dropout(0.3)] if dropout else []), nn.Linear(64, 5),
+    )  # fmt: skip
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def training_of(model: nn.Module, steps: int = 5000, optimizer: Any = sgd, **more: Any) -> Training:
+    options: dict[str, Any] = {
+        "epochs": None, "batch_size": 32, "drop_last": False, "schedule": None, "seed": 0, "dropout": "keyed",
+        "device": "cpu", "workers": 0, "plan": "measured", "micro_batch": None, "stat_group": None, "clip": None,
+        "ema": None, "on_nonfinite": "stop", "unpack": None, "forward": None, "criterion": nn.CrossEntropyLoss(),
+        "train": (IMAGES, LABELS),
+    }  # fmt: skip
+    options |= more
+    criterion, train = options.pop("criterion"), options.pop("train")
+    training = assemble(model, criterion, train, optimizer=optimizer, steps=steps, **options)
+    training.decide()
+    return training
+
+
+def batches_of(training: Training) -> list[Any]:
+    return [training.feed[0], training.feed[2]]  # type: ignore[index]  # a feed of gradstep's own can be asked
+
+
+# What may be asked.
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("mesured", "'mesured' is neither measured nor plain.*Did you mean 'measured'"),
+        ({"compil": "off"}, "no switch 'compil'.*Did you mean 'compile'"),
+        ({"threads": 0}, "plan.threads: 0 is none of a number, measured, off"),
+        ({"threads": True}, "plan.threads: True"),
+        ({"optimizer": "Adam"}, "plan.optimizer: 'Adam' is none of fused, measured, off"),
+        (3, "3 is neither"),
+    ],
+)
+def test_what_can_t_be_asked_is_refused_by_name(given: Any, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Asked.parse(given)
+
+
+def test_a_plan_is_a_word_or_switches() -> None:
+    assert set(Asked.parse("plain").switches.values()) == {"off"}
+    assert set(Asked.parse("measured").switches) == set(SWITCHES) == {proposal.switch for proposal in PROPOSALS}
+    some = Asked.parse({"compile": False, "threads": 1})  # YAML 1.1 reads off as False
+    assert (some.switches["compile"], some.given, some.name) == ("off", {"threads": 1}, "measured")
+    assert Asked.parse(dict.fromkeys(SWITCHES, "off")).name == "plain"
+
+
+# What is measured.
+
+
+@pytest.mark.parametrize(("count", "left_out"), [(6, 0), (8, 0), (9, 1), (12, 2), (18, 4), (27, 7)])
+def test_the_interval_leaves_out_as_many_at_each_end_as_the_binomial_allows(count: int, left_out: int) -> None:
+    assert interval([float(value) for value in range(count)]) == (left_out, count - 1 - left_out)
+
+
+class Machine:
+    """A clock on which steps take time: with a neighbour that comes and goes, and slows them down for a while."""
+
+    def __init__(self, draw: random.Random, faster: float) -> None:
+        self.now, self._draw, self._faster, self._busy = 0.0, draw, faster, False
+
+    def steps(self, other: bool) -> Callable[[int], None]:
+        def take(count: int) -> None:
+            for _ in range(count):
+                if self._draw.random() < 0.15:
+                    self._busy = not self._busy
+                slow = self._draw.uniform(1.2, 4.0) if self._busy else self._draw.gauss(1.0, 0.03)
+                self.now += 0.005 * slow * (self._faster if other else 1.0)
+
+        return take
+
+    def race(self) -> timing.Raced:
+        return race(self.steps(True), self.steps(False), 1e9, lambda: self.now)
+
+
+def test_what_changes_nothing_is_adopted_in_less_than_one_trial_of_a_hundred() -> None:
+    draw = random.Random(0)
+    trials = [Machine(draw, faster=1.0).race().faster for _ in range(2000)]
+    assert sum(trials) <= 20
+
+
+def test_what_is_much_faster_is_found_beside_a_neighbour_too() -> None:
+    draw = random.Random(1)
+    assert sum(Machine(draw, faster=0.5).race().faster for _ in range(200)) >= 180
+
+
+def test_a_race_takes_no_more_looks_than_there_is_time_for() -> None:
+    machine = Machine(random.Random(2), faster=0.93)  # near the bound: it would look on
+    raced = race(machine.steps(True), machine.steps(False), 0.01, lambda: machine.now)
+    assert raced.pairs == 8
+
+
+# What is verified.
+
+
+@pytest.mark.parametrize("make", [net, lambda: net(norm=False), lambda: net(dropout=False)])
+@pytest.mark.parametrize(
+    "choices",
+    [{"memory_format": "channels_last"}, {"optimizer": "fused"}, {"memory_format": "channels_last", "optimizer": "fused"},
+     {"threads": 1}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("optimizer", [sgd, lambda p: torch.optim.Adam(p, 1e-3), lambda p: torch.optim.AdamW(p, 1e-3)])
+def test_the_proposals_compute_the_same_step(make: Any, choices: dict[str, Any], optimizer: Any) -> None:
+    training = training_of(make(), optimizer=optimizer)
+    assert Trace(training, batches_of(training), 16).deviation(lambda shadow: apply(shadow, choices)) <= 1e-9
+
+
+def test_a_batch_in_pieces_is_the_same_step() -> None:
+    training = training_of(net(norm=False), batch_size=96)
+    assert Trace(training, [training.feed[0]]).deviation(lambda shadow: apply(shadow, {"micro_batch": 20})) <= 1e-9  # type: ignore[index]
+
+
+def forgets_the_weight_decay(shadow: Training) -> None:
+    for group in shadow.state.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+
+
+def freezes_the_rate(shadow: Training) -> None:
+    """As a graph does that was captured with the rate as a number."""
+
+    def take(state: Any, batch: Any, *rest: Any) -> Any:
+        for group in state.optimizer.param_groups:
+            group["lr"] = 0.05
+        return plain_step(state, batch, *rest)
+
+    shadow.take_step = take
+
+
+def warms_up_with_its_buffers(shadow: Training) -> None:
+    shadow.state.model.train()
+    shadow.state.model(torch.randn(32, 1, 12, 12, dtype=torch.float64))
+
+
+def bakes_the_masks_in(shadow: Training) -> None:
+    """As a graph does that draws no new random numbers when it is replayed."""
+    keyed = shadow.update._keyed
+    assert keyed is not None
+    batch = keyed.batch
+    keyed.batch = lambda step, samples, layouts: batch(1, samples, layouts)  # type: ignore[method-assign]
+
+
+def computes_in_float32(shadow: Training) -> None:
+    model = shadow.state.model
+    shadow.update.forward = lambda _, inputs: model.float()(inputs.float()).double()
+
+
+def leaves_samples_out(shadow: Training) -> None:
+    shadow.update.unpack = lambda batch: (batch[0][:-1], batch[1][:-1])
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [forgets_the_weight_decay, freezes_the_rate, warms_up_with_its_buffers, bakes_the_masks_in, computes_in_float32,
+     leaves_samples_out],
+)  # fmt: skip
+def test_what_fails_silently_is_seen(planted: Callable[[Training], None]) -> None:
+    training = training_of(net())
+    with pytest.raises(DeclinedError, match="no longer the same"):
+        Trace(training, batches_of(training), 16).deviation(planted)
+
+
+def test_an_evaluation_that_is_another_is_seen() -> None:
+    training = training_of(net())
+    assert (
+        outputs_apart(training, batches_of(training), lambda shadow: apply(shadow, {"evaluation": "channels_last"}))
+        < 1e-9
+    )
+
+    def planted(shadow: Training) -> None:
+        shadow.state.model[0].weight.data[0] *= 1 + 1e-7  # type: ignore[index]
+
+    with pytest.raises(DeclinedError, match="no longer the same evaluation"):
+        outputs_apart(training, batches_of(training), planted)
+
+
+# What is chosen.
+
+
+class Slow(nn.Module):
+    """A net whose forward takes 2 ms more unless it is told to hurry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.hurry = net(), False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.hurry:
+            time.sleep(0.002)
+        outputs: Tensor = self.net(inputs)
+        return outputs
+
+
+def _hurry(training: Training, value: Any) -> Callable[[], None]:
+    training.state.model.hurry = True
+    return lambda: setattr(training.state.model, "hurry", False)
+
+
+def one(apply: Any, switch: str = "compile", **more: Any) -> Proposal:
+    return Proposal(switch, lambda _: ["model"], apply, **more)
+
+
+HURRY = one(_hurry)
+
+
+def found(proposal: Proposal, model: nn.Module | None = None, **more: Any) -> Any:
+    training = training_of(Slow() if model is None else model, **more)
+    choose(training, (proposal,))
+    (verdict,) = training.plan.verdicts
+    return verdict
+
+
+def test_what_is_faster_is_adopted_and_what_is_not_is_declined_with_its_figures() -> None:
+    verdict = found(HURRY)
+    assert verdict.adopted
+    assert verdict.ratio[2] <= 0.95
+    nothing = found(one(lambda training, value: lambda: None))
+    assert nothing.found == "declined"
+    assert "of plain" in nothing.why
+
+
+def _raises(training: Training, value: Any) -> Any:
+    raise RuntimeError("no kernel\nfor this")
+
+
+def _hangs(training: Training, value: Any) -> Any:
+    while True:
+        time.sleep(0.01)
+
+
+def test_a_proposal_that_raises_or_hangs_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(one(_raises)).why.endswith(
+        "plan.compile: model can't be had here (RuntimeError: no kernel). Write off."
+    )
+    monkeypatch.setattr(choosing, "_GRACE", 0.2)
+    assert "not done after" in found(one(_hangs), steps=2000).why
+
+
+def test_what_there_is_no_time_for_is_not_tried() -> None:
+    verdict = found(one(_raises, seconds=60.0))
+    assert verdict.found == "not tried"
+    assert verdict.why.startswith("it takes 60 s, and of 2 % of the run")
+
+
+def test_nothing_of_the_users_is_another_after_choosing() -> None:
+    model = net()
+    training = training_of(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    strides = [parameter.stride() for parameter in model.parameters()]
+    stream = torch.random.get_rng_state()
+    choose(training)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert strides == [parameter.stride() for parameter in model.parameters()]
+    assert torch.equal(stream, torch.random.get_rng_state())
+    assert training.state.step == 0
+    assert not training.state.optimizer.state
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Uncopied(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("holds a socket")
+
+
+def _hooked() -> nn.Module:
+    model = net()
+    model[0].register_forward_hook(lambda *_: None)  # type: ignore[index]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), Uncopied(144, 5)), "can't be copied .TypeError: holds a socket"),
+        (_hooked, "'0' has hooks"),
+    ],
+)
+def test_a_model_that_no_copy_of_can_be_tried_runs_plain(make: Any, why: str) -> None:
+    training = training_of(make())
+    choose(training)
+    assert training.plan.plan == "plain"
+    assert not training.plan.choices
+    assert re.search(why, training.plan.note)
+
+
+def test_a_criterion_that_holds_the_model_itself_is_found_out_and_all_is_put_back() -> None:
+    model = net(dropout=False)
+
+    def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
+        penalty = sum(parameter.square().sum() for parameter in model.parameters())
+        return nn.functional.cross_entropy(outputs, targets) + 1e-4 * penalty
+
+    training = training_of(model, criterion=criterion)
+    choose(training)
+    assert "holds the model itself" in training.plan.note
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_short_run_measures_nothing_and_says_nothing() -> None:
+    training = training_of(net(), steps=999)
+    choose(training, (one(_raises),))
+    assert (training.plan.plan, training.plan.verdicts) == ("plain", ())
+    assert [label for label, _ in training.plan.facts()] == ["plan"]
+
+
+def test_verdicts_are_remembered_until_something_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADSTEP_CACHE", str(tmp_path))
+    assert found(HURRY).adopted
+
+    def race(*_: Any) -> Any:
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(choosing, "race", race)
+        assert found(HURRY).adopted
+        assert not found(HURRY, batch_size=16).adopted  # another key: it was measured, which raised
+    (path, *_) = sorted((tmp_path / "plans").glob("*.json"), key=lambda path: path.stat().st_size)[-1:]
+    path.write_text("{")
+    assert found(HURRY).adopted
+    assert json.loads(path.read_text())["verdicts"]
+
+
+def test_nothing_is_remembered_where_the_cache_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADSTEP_CACHE", "off")
+    assert verdicts._path("key") is None
+    assert found(HURRY).adopted
+
+
+def test_what_noise_has_hidden_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADSTEP_CACHE", str(tmp_path))
+    unclear = timing.Raced(0.9, 0.8, 1.1, 27, 0.001)
+    monkeypatch.setattr(choosing, "race", lambda *_: unclear)
+    assert found(HURRY).found == "declined"
+    monkeypatch.setattr(choosing, "race", lambda *_: replace(unclear, high=0.93))
+    assert found(HURRY).adopted
+
+
+# What a run is under a plan.
+
+GIVEN = {**dict.fromkeys(SWITCHES, "off"), "memory_format": "channels_last", "optimizer": "fused"}
+
+
+def run(plan: Any, model: nn.Module | None = None, **more: Any) -> Any:
+    model = net() if model is None else model
+    return gradstep.fit(
+        model, nn.CrossEntropyLoss(), (IMAGES, LABELS), (IMAGES[:40], LABELS[:40]), optimizer=sgd, batch_size=32,
+        plan=plan, device="cpu", quiet=True, **{"epochs": 4, **more},
+    )  # fmt: skip
+
+
+def test_the_users_objects_come_back_in_their_own_format_and_flags() -> None:
+    model = net()
+    optimizer = sgd(model.parameters())
+    strides = [parameter.stride() for parameter in model.parameters()]
+    seen: list[Any] = []
+
+    class Look:
+        def on_train_batch_end(self, state: Any, outcome: Any) -> None:
+            seen.append(
+                (state.optimizer.param_groups[0]["fused"], state.model[3].weight.stride(), torch.get_num_threads())
+            )
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradstep.fit(
+            model, nn.CrossEntropyLoss(), (IMAGES, LABELS), optimizer=optimizer, batch_size=32, epochs=1, quiet=True,
+            plan={**GIVEN, "threads": 1}, hooks=[Look()],
+        )  # fmt: skip
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {(True, (54, 1, 18, 6), 1)}
+    assert [parameter.stride() for parameter in model.parameters()] == strides
+    assert optimizer.param_groups[0]["fused"] is None
+    buffers = [slots["momentum_buffer"] for slots in optimizer.state.values()]
+    assert [buffer.stride() for buffer in buffers] == strides
+
+
+def test_a_plan_changes_the_run_to_rounding_only() -> None:
+    plain, given = run("plain"), run(GIVEN)
+    for one, other in zip(plain.model.parameters(), given.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert run(GIVEN).history == given.history  # equal plans, equal runs
+
+
+class PauseAt:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, state: Any, outcome: Any) -> Any:
+        return gradstep.Request.PAUSE if state.step == self.step else None
+
+
+@settings(max_examples=4, deadline=None)
+@given(at=st.integers(1, 11), word=st.sampled_from(["plain", "measured"]))
+def test_a_run_that_is_resumed_keeps_its_plan_and_its_bits(
+    tmp_path_factory: pytest.TempPathFactory, at: int, word: str
+) -> None:
+    whole = run(GIVEN)
+    out = tmp_path_factory.mktemp("runs")
+    run(GIVEN, out=out, hooks=[PauseAt(at)])
+    resumed = run(word, out=out, resume=True)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    choices = json.loads((Path(resumed.path) / "plan.json").read_text())["choices"]
+    assert choices == {"memory_format": "channels_last", "optimizer": "fused"}
+
+
+def test_steps_take_a_plan_too_and_undo_it() -> None:
+    model = net()
+    steps = gradstep.steps(
+        model, nn.CrossEntropyLoss(), (IMAGES, LABELS), optimizer=sgd, batch_size=32, epochs=1, plan=GIVEN
+    )
+    next(steps)
+    assert model[3].weight.stride() == (54, 1, 18, 6)  # type: ignore[index,union-attr]
+    steps.close()
+    assert model[3].weight.stride() == (54, 9, 3, 1)  # type: ignore[index,union-attr]
+
+
+def test_a_switch_that_can_t_be_had_is_refused_before_anything_is_trained() -> None:
+    optimizer = lambda parameters: torch.optim.Rprop(parameters)  # noqa: E731
+    model = TwoLayerNet(4, 3, 2)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(RecipeError, match=r"plan.optimizer: fused can't be had here .KeyError: 'fused'.. Write off."):
+        gradstep.fit(
+            model, nn.MSELoss(), (torch.randn(8, 4), torch.randn(8, 2)), optimizer=optimizer, batch_size=4, epochs=1,
+            plan={"optimizer": "fused"}, quiet=True,
+        )  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_shadow_shares_nothing_that_a_step_changes() -> None:
+    model = LeNet(channels=1)
+    training = training_of(model, train=(torch.randn(8, 1, 32, 32), torch.arange(8) % 10), batch_size=4)
+    shadow = shadow_of(training)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert not own & {parameter.data_ptr() for parameter in shadow.state.model.parameters()}
+    held = {id(p) for group in shadow.state.optimizer.param_groups for p in group["params"]}
+    assert held == {id(parameter) for parameter in shadow.state.model.parameters()}

@@ -142,8 +142,8 @@ def test_a_race_takes_no_more_looks_than_there_is_time_for() -> None:
 @pytest.mark.parametrize("make", [net, lambda: net(norm=False), lambda: net(dropout=False)])
 @pytest.mark.parametrize(
     "choices",
-    [{"memory_format": "channels_last"}, {"optimizer": "fused"}, {"memory_format": "channels_last", "optimizer": "fused"},
-     {"threads": 1}],
+    [{"memory_format": "channels_last"}, {"optimizer": "fused"}, {"threads": 1},
+     {"memory_format": "channels_last", "optimizer": "fused"}],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("optimizer", [sgd, lambda p: torch.optim.Adam(p, 1e-3), lambda p: torch.optim.AdamW(p, 1e-3)])

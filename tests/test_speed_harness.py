@@ -204,7 +204,7 @@ def test_everybody_has_gradstep_s_order_over_epochs(tmp_path: Path, monkeypatch:
 
 def test_a_contender_with_another_rate_makes_its_cell_void(bench: Bench) -> None:
     cell = replace(CELLS["two_layer_sgd plain"], ours=small("gradstep", plan="plain", rate=2e-4))
-    line = measured(bench, cell, plan_is_there=False)
+    line = measured(bench, cell)
     assert "gradstep does not take the same steps" in line["void"]
     assert "value" not in line
     assert line["goal"] == 1.01
@@ -224,15 +224,6 @@ def test_a_process_that_fails_says_why(bench: Bench) -> None:
     wrong = small("gradstep", plan="fastest")
     with pytest.raises(Void, match="gradstep: RecipeError: plan"), bench.servers(wrong):
         pass
-
-
-def test_a_plan_that_is_not_there_is_not_there_yet_or_falls_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert measured(bench, CELLS["torch7 measured"], plan_is_there=False)["not_there_yet"] == "plan=measured"
-    taken = []
-    monkeypatch.setattr("benchmarks.speed.measuring.figures", lambda _, cell: taken.append(cell.ours.options) or {})
-    for there in (True, False):
-        measured(bench, CELLS["torch7 data raw_naive"], plan_is_there=there)
-    assert taken == [{"plan": "measured"}, {"plan": "plain"}]
 
 
 def test_the_clock_gives_every_item_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,29 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-import gradstep
 from benchmarks.speed.cells import CELLS, OTHERS
 from benchmarks.speed.measuring import FULL, SHORT, Bench, measured
 from benchmarks.speed.problems import PROBLEMS
 from benchmarks.speed.report import RECORD, figure
-from gradstep.errors import UsageError
 
 PEERS = ("accelerate", "keras", "lightning", "pytorch-ignite", "torch")
-
-
-def plan_is_there() -> bool:
-    """Whether `fit` knows plan=measured."""
-    try:
-        gradstep.fit(
-            nn.Linear(1, 1), nn.MSELoss(), (torch.zeros(2, 1), torch.zeros(2, 1)), steps=1, batch_size=2,
-            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), plan="measured", device="cpu", quiet=True,
-        )  # fmt: skip
-    except UsageError:
-        return False
-    return True
 
 
 def machine() -> dict[str, Any]:
@@ -83,11 +66,10 @@ def main() -> None:
     if asked.passive:
         os.environ["OMP_WAIT_POLICY"] = "passive"  # of every contender's process
     names = asked.only or list(CELLS if asked.short else everything)
-    there = plan_is_there()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), SHORT if asked.short else FULL)
         for name in names:
-            cell = measured(bench, everything[name], there)
+            cell = measured(bench, everything[name])
             write({name: cell})
             print(f"{name}: {figure(cell)}", "" if cell["goal"] is None else f"goal {cell['goal']}", flush=True)
 

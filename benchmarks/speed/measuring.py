@@ -148,13 +148,9 @@ def _usual(restarts: list[list[Pair]]) -> dict[str, float]:
     }
 
 
-def measured(bench: Bench, cell: Cell, plan_is_there: bool) -> dict[str, Any]:
+def measured(bench: Bench, cell: Cell) -> dict[str, Any]:
     """The cell's line of the record, whatever comes of it."""
     notes = []
-    if cell.ours.options.get("plan") == "measured" and not plan_is_there:
-        if not cell.falls_back:
-            return {**_what(cell), "not_there_yet": "plan=measured"}
-        cell, notes = cell.plainly(), ["with plan=plain: plan=measured is not there yet"]
     for each in (cell.ours, cell.theirs):
         allowed, why = parity.tolerance(each.tool, each.kind, each.options)
         notes += [f"losses of {each.tool} may be {allowed:.0e} apart: {why}"] if why else []

@@ -60,8 +60,6 @@ def figure(cell: dict[str, Any]) -> str:
     """A ratio with its interval, or why there is none."""
     if "void" in cell:
         return "void: " + cell["void"].replace("|", "/")  # no column of its own
-    if "not_there_yet" in cell:
-        return f"{cell['not_there_yet'].replace('plan=measured', '`plan=measured`')} is not there yet"
     digits = 1 if cell["measure"] == "difference" else 3
     low, high = cell["interval"]
     return f"{cell['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
@@ -78,13 +76,11 @@ def verdict(cell: dict[str, Any]) -> str:
 
 
 def row(cell: dict[str, Any]) -> str:
-    """A line of the table. Where the plan fell back to plain, the title says so."""
-    fell_back = cell["goal"] is not None and any("is not there yet" in note for note in cell.get("notes", ()))
-    title = cell["title"] + (", `plan=plain` for want of another" if fell_back else "")
+    """A line of the table."""
     goal = "" if cell["goal"] is None else f"≤ {cell['goal']:g}"
     cpu = f"{cell['cpu']['value']:.3f}" if "cpu" in cell else ""
     pairs = f"{cell['pairs']} + {cell['discarded']}, {cell['form']}" if "pairs" in cell else ""
-    return f"| {title} | {cell['against']} | {figure(cell)} | {goal} | {verdict(cell)} | {cpu} | {pairs} |"
+    return f"| {cell['title']} | {cell['against']} | {figure(cell)} | {goal} | {verdict(cell)} | {cpu} | {pairs} |"
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -105,7 +101,7 @@ def page(record: dict[str, Any]) -> str:
         f"Measured on {here['processor']}, {here['cores']} cores, Python {here['python']}; {versions}. "
         f"Threads: {threads}. "
         f"Of {len(with_goals)} goals {counts['met']} are met, {counts['missed']} missed, {counts['not shown']} not "
-        f"shown (the interval lies across the goal), {counts['open']} open (not there yet, or void)."
+        f"shown (the interval lies across the goal), {counts['open']} open (void)."
     )
     parts = [
         "# How fast it is",

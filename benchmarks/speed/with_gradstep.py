@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -11,10 +12,13 @@ from benchmarks.speed.clock import Clock
 from benchmarks.speed.problems import BATCH, Data, Job
 from benchmarks.speed.raw import PASS, Passes
 from gradstep.data import Feed, Normalize, Tensors, ToFloat
+from gradstep.plan.choosing import choose
 from gradstep.session import Session
+from gradstep.setup import Training, assemble
 from gradstep.update import Outcome
+from gradstep.watching import Watching
 
-ENDLESS = 10**9
+ENDLESS = 100_000  # steps: more than are made, and no more than a plan may be measured for
 
 
 def train(job: Job, data: Data, clock: Clock) -> None:
@@ -74,10 +78,29 @@ class _Outcomes:
 
 
 def evaluate(job: Job, data: Data, clock: Clock) -> None:
-    """A call of `evaluate` over the test set a time."""
-    model, criterion = job.model(), job.what.criterion()
+    """A validation as `fit` makes it, a time, under the plan that its training has."""
+    source = (data.read("inputs"), data.read("targets"))
     test = (data.read("test_inputs"), data.read("test_targets"))
+    parts: dict[str, Any] = {"train": source, "valid": test, "batch_size": PASS, "epochs": None, "steps": ENDLESS}
+    parts |= {"optimizer": job.optimizer, "plan": job.options.get("plan", "plain"), "device": "cpu"}
+    training, watching = assembled(job.model(), job.what.criterion(), **parts)
+    choose(training, evaluates=True)
     clock.witness = witness = Passes()
-    for _ in clock.paced(count()):
-        found = gradstep.evaluate(model, criterion, test, batch_size=PASS, device="cpu")
-        witness.losses.append(float(found["loss"]))
+    with training.training_mode(), training.planned():
+        for _ in clock.paced(count()):
+            found = watching.score(training, "valid", training.state.model)
+            witness.losses.append(float(found["loss"]))
+
+
+def assembled(model: Any, criterion: Any, *, valid: Any, **options: Any) -> tuple[Training, Watching]:
+    """What `fit` makes of its keywords, those that are not given being its defaults."""
+    given = {name: each.default for name, each in signature(gradstep.fit).parameters.items()} | options
+    training = assemble(model, criterion, given["train"], **_of(assemble, given))
+    return training, Watching.of(
+        training, {"valid": valid, "test": None, "train_clean": None}, **_of(Watching.of, given)
+    )
+
+
+def _of(function: Any, given: dict[str, Any]) -> dict[str, Any]:
+    own = signature(function).parameters.values()
+    return {each.name: given[each.name] for each in own if each.kind is each.KEYWORD_ONLY}

@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "gradstep"
 # docs/ARCHITECTURE.md shows the same floors to people.
 FLOORS = [
     {"errors", "keys", "tree", "clock", "yaml12", "disk"},
-    {"data", "update", "optim", "schedules", "initialization", "metrics", "counted"},
+    {"data", "update", "optim", "schedules", "initialization", "metrics", "counted", "precision"},
     {"encoding", "snapshot", "module_state", "optimizer_state", "state", "rundir", "tensorfile", "checkpoint",
      "retention", "record"},
     {"scheduling", "timetable", "step", "plan", "evaluation", "hooks", "stopping", "setup", "meaning", "check",
@@ -130,8 +130,8 @@ def test_fit_s_keywords_one_by_one() -> None:
         "optimizer": required, "epochs": None, "steps": None, "batch_size": None, "drop_last": False,
         "micro_batch": None, "stat_group": None, "schedule": None, "metrics": None, "monitor": None, "patience": None,
         "clip": None, "ema": None, "on_nonfinite": "stop", "seed": 0, "dropout": "keyed",
-        "device": "auto", "workers": 0, "evaluate_every": "1 epoch", "evaluate_train": False,
-        "log_every": "50 steps", "checkpoint": None, "hooks": (), "plan": "plain", "out": None, "name": None,
+        "device": "auto", "precision": "fp32", "workers": 0, "evaluate_every": "1 epoch", "evaluate_train": False,
+        "log_every": "50 steps", "checkpoint": None, "hooks": (), "plan": "measured", "out": None, "name": None,
         "resume": False, "allow_changes": False, "quiet": False, "unpack": None, "forward": None,
     }  # fmt: skip
 

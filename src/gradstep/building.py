@@ -72,7 +72,7 @@ def build(recipe: Recipe) -> Built:
         name: getattr(recipe, name)
         for name in ("batch_size", "drop_last", "micro_batch", "stat_group", "epochs", "steps", "monitor", "patience",
                      "clip", "ema", "on_nonfinite",
-                     "evaluate_every", "evaluate_train", "log_every", "seed", "dropout", "device",
+                     "evaluate_every", "evaluate_train", "log_every", "seed", "dropout", "device", "precision",
                      "workers", "plan", "quiet")
     }  # fmt: skip
     model = build_model(recipe)

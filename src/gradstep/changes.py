@@ -32,6 +32,7 @@ _MEANS = {
     "shuffle": _ORDER,
     EPOCH: "epochs begin elsewhere",
     "dropout": "the masks of dropout are others",
+    "precision": _STEP,
     "stat_group": "BatchNorm's statistics are others",
     "the model": "another function is trained",
     "what is not trained": "other parameters are trained",

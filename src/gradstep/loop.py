@@ -45,6 +45,7 @@ def steps(
     seed: int = 0,
     dropout: str = "keyed",
     device: str | torch.device = "auto",
+    precision: str = "fp32",
     workers: int = 0,
     plan: Any = "measured",
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
@@ -69,6 +70,7 @@ def steps(
         seed=seed,
         dropout=dropout,
         device=device,
+        precision=precision,
         workers=workers,
         plan=plan,
         micro_batch=micro_batch,
@@ -173,6 +175,7 @@ def fit(
     seed: int = 0,
     dropout: str = "keyed",
     device: str | torch.device = "auto",
+    precision: str = "fp32",
     workers: int = 0,
     evaluate_every: str = "1 epoch",
     evaluate_train: bool = False,
@@ -191,7 +194,8 @@ def fit(
     """Trains `model` and returns the run.
 
     The result depends on model, criterion, data, optimizer, schedule, clip, ema, batch_size, drop_last, stat_group,
-    epochs or steps, on_nonfinite, seed and dropout; on where patience or a hook stops it; and on nothing else here.
+    epochs or steps, on_nonfinite, seed, dropout and precision; on where patience or a hook stops it; and on nothing
+    else here.
 
     Args:
         criterion: `(outputs, targets)` to a scalar, one loss per sample (averaged), or a dict of named terms (summed).
@@ -217,6 +221,8 @@ def fit(
         dropout: `keyed`: a mask is a function of seed, step, layer call, sample and element, whatever the micro-batch;
             or `stream`, torch's own, as a textbook loop draws them.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        precision: `fp32`, or `bf16`: the forward under autocast; weights, loss and update stay float32. It is refused
+            where the machine would be slower by it.
         workers: processes that load a map-style data set; every batch is the same for any number of them.
         evaluate_train: also evaluate on the training set, for numbers not taken while training.
         log_every: how often the running loss and the rate are recorded.
@@ -225,6 +231,8 @@ def fit(
         on_nonfinite: `stop` where a loss or gradient is no number, before the update; `skip` leaves the step out;
             `rewind` goes back to the last checkpoint and leaves it out then. `{"skip": 3}`: three of the run at most.
         hooks: objects that watch; see `gradstep.hooks`.
+        plan: `measured` finds what makes a step faster, proves that it computes the same and keeps to it; `plain` is
+            the textbook loop; or by switches, as `{"compile": "off", "threads": 1}`. See docs/PLAN.md.
         out: the folder that holds runs; this one gets a folder of its own in it, called number-`name`.
         resume: True goes on with the newest run in `out` (of `name`, if given), or starts the first; a path goes on
             with that run, or from that checkpoint of it.
@@ -253,6 +261,7 @@ def fit(
         seed=seed,
         dropout=dropout,
         device=device,
+        precision=precision,
         workers=workers,
         plan=plan,
         micro_batch=micro_batch,
@@ -291,10 +300,7 @@ def fit(
                         session.end_epoch()
                     if session.evaluation_due:
                         session.evaluate()
-                    if ends_epoch:
-                        session.close_epoch()
-                    else:
-                        session.cut_epoch()
+                    session.close_epoch(ends_epoch)
                     if session.save_due:
                         session.save()
                     if session.over:

@@ -52,6 +52,7 @@ def meaning(
         EPOCH: training.clock.steps_per_epoch,
         LENGTH: training.clock.total,
         "dropout": training.update.dropout,
+        "precision": training.precision,
         "stat_group": training.update.stat_group,
         "the model": _parts(state.model),
         "what is not trained": [name for name, each in state.model.named_parameters() if not each.requires_grad],

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from gradstep.clock import Duration
 from gradstep.errors import RecipeError, nearest
 from gradstep.plan.asked import Asked
-from gradstep.words import NOT_YET, OTHERWISE, SYNONYMS
+from gradstep.words import OTHERWISE, SYNONYMS
 from gradstep.yaml12 import read_yaml, write_yaml
 
 Whole = Annotated[int, Field(ge=0)]
@@ -159,6 +159,8 @@ class Recipe(_Document):
     """Masks that are functions of seed, step, layer call, sample and element; or torch's own stream, seeded by step."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    precision: str = "fp32"
+    """fp32, or bf16: autocast around the forward, refused where the machine would be slower by it."""
     workers: Whole = 0
     """Processes that load a map-style data set; they change no batch."""
     plan: str | dict[str, Any] = "measured"
@@ -367,8 +369,6 @@ def _docstring(path: str) -> str:
 
 def _unknown(key: str, prefix: str, known: list[str]) -> str:
     called = SYNONYMS.get(key.lower(), "").format(key)
-    if not prefix and key in NOT_YET:
-        return f"'{key}' is not in this version yet: {NOT_YET[key]}."
     if not prefix and key in OTHERWISE:
         return f"there is no key '{key}': {OTHERWISE[key]}."
     if not prefix and called:

@@ -248,19 +248,18 @@ class Session:
             self._events.tell("on_validation_end", state, row)
         self._heed()
 
-    def close_epoch(self) -> None:
-        """The epoch's line, its hooks, and the start of the next."""
+    def close_epoch(self, whole: bool) -> None:
+        """The epoch's line, its hooks, the start of the next. The last need not be whole: its row is what there is."""
+        if not whole:
+            if self.over and self._paused is None:
+                self.end_epoch()
+                self._recorder.show_epoch()
+            return
         self._recorder.show_epoch()
         self._events.tell("on_epoch_end", self.state)
         self._heed()
         if self.state.step < self.clock.total and not self.state.standing.stopped:
             self._recorder.begin_epoch(self.state.step, rates_at(self.state, self.training.scheduled))
-
-    def cut_epoch(self) -> None:
-        """The last epoch need not be a whole one: what there is of it gets its row and its line."""
-        if self.over and self._paused is None:
-            self.end_epoch()
-            self._recorder.show_epoch()
 
     @property
     def over(self) -> bool:

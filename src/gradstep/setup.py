@@ -29,6 +29,7 @@ from gradstep.optim.replacing import Replaced, replace
 from gradstep.plan.asked import Asked
 from gradstep.plan.document import Plan
 from gradstep.plan.proposals import apply, threads_of
+from gradstep.precision import forward_in
 from gradstep.scheduling import Scheduled, bind
 from gradstep.state import TrainState, bases_of
 from gradstep.step import closure_step, step
@@ -48,6 +49,7 @@ class Training:
     guard: Guard
     clock: Clock
     device: torch.device
+    precision: str
     asked: Asked
     plan: Plan
     take_step: Callable[..., Any]
@@ -162,6 +164,7 @@ def assemble(
     seed: int,
     dropout: str,
     device: str | torch.device,
+    precision: str,
     workers: int,
     plan: Any,
     micro_batch: int | None,
@@ -212,7 +215,7 @@ def assemble(
         dropout=dropout,
         seed=seed,
         unpack=unpack,
-        forward=forward,
+        forward=forward_in(precision, place, forward),
     )
     update.refuses_non_finite = False  # the guard looks at every batch, however it is taken
     return Training(
@@ -225,6 +228,7 @@ def assemble(
         guard=guard,
         clock=clock,
         device=place,
+        precision=precision,
         asked=asked,
         plan=Plan.decide(asked, update, place),
         take_step=take_step,

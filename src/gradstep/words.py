@@ -21,6 +21,8 @@ SYNONYMS = {
     **dict.fromkeys(("scheduler", "lr_scheduler", "lr_scheduler_type", "sched"), "schedule"),
     **dict.fromkeys(("accelerator", "gpu", "use_cpu"), "device"),
     **dict.fromkeys(("optim", "opt"), "optimizer"),
+    **dict.fromkeys(("amp", "dtype", "mixed_precision", "fp16", "bf16"), "precision"),
+    **dict.fromkeys(("compile", "memory_format"), "plan.{}"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
     **dict.fromkeys(("save_every", "save_steps"), "checkpoint.every"),
     **dict.fromkeys(("save_total_limit", "save_top_k", "keep_checkpoints"), "checkpoint.keep"),
@@ -46,8 +48,3 @@ _ACCUMULATION = (
 OTHERWISE = dict.fromkeys(
     ("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps", "grad_accum"), _ACCUMULATION
 ) | dict.fromkeys(("freeze", "frozen"), "what is frozen is a group's: groups='{features: {freeze: 2 epochs}}'")
-
-# What the design has and this version does not: refused by name, with what there is instead.
-NOT_YET = {
-    "precision": "everything is computed in the model's own dtype",
-}

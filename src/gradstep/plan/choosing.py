@@ -59,7 +59,7 @@ def choose(
     if MEASURED not in asked.switches.values():
         return
     left = training.clock.total - training.state.step
-    why_not = _why_not(training, left)
+    why_not = _why_not(training)
     if why_not is not None:
         training.plan = plan.chosen(plan.choices, (), f"nothing was measured: {why_not}")
         return
@@ -83,9 +83,9 @@ def _adopted(found: list[Verdict]) -> dict[str, Any]:
     return {verdict.switch: verdict.value for verdict in found if verdict.adopted}
 
 
-def _why_not(training: Training, left: int) -> str | None:
-    if left < _FEWEST:
-        return f"in 2 % of {left} steps nothing can be found out"
+def _why_not(training: Training) -> str | None:
+    if training.clock.total < _FEWEST:
+        return f"in 2 % of {training.clock.total} steps nothing can be found out"
     if not isinstance(training.feed, Feed):
         return "the batches can't be asked for twice"
     for root in (training.state.model, training.state.criterion):

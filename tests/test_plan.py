@@ -279,7 +279,7 @@ def test_a_proposal_that_raises_or_hangs_costs_nothing_but_itself(monkeypatch: p
         "plan.compile: model can't be had here (RuntimeError: no kernel). Write off."
     )
     monkeypatch.setattr(choosing, "_GRACE", 0.2)
-    assert "not done after" in found(one(_hangs), steps=2000).why
+    assert "not done after" in found(one(_hangs), steps=20_000).why
 
 
 def test_what_there_is_no_time_for_is_not_tried() -> None:
@@ -343,7 +343,7 @@ def test_a_criterion_that_holds_the_model_itself_is_found_out_and_all_is_put_bac
 
 
 def test_a_short_run_measures_nothing_and_says_nothing() -> None:
-    training = training_of(net(), steps=999)
+    training = training_of(net(), steps=1999)
     choose(training, (one(_raises),))
     assert (training.plan.plan, training.plan.verdicts) == ("plain", ())
     assert [label for label, _ in training.plan.facts()] == ["plan"]

@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_the_first_forwards_all_in_one_graph(source: str
 
     seed()
     pieces, first = [], 0
-    with update._own_layers(4, BATCH, inputs):
+    with update._own_layers(4, BATCH):
         for size in sizes:
             update._keyed.piece(first, size)
             pieces.append(model(inputs[first : first + size]))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gradstep.setup import Training
 
 SHARE = 0.02  # of the predicted run
-_FEWEST = 1000  # steps: a shorter run is over before anything could be found out in 2 % of it
+_FEWEST = 2000  # steps: a shorter run is over before anything could be found out in 2 % of it
 _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
 _RACING = 20  # steps' time that a race takes at least
 _MANY = 2**30

@@ -34,8 +34,8 @@ COUNT = 24
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the cache; whatever takes any time is worth keeping, however lately it was changed."""
-    folder = tmp_path / "kept"
-    monkeypatch.setenv("GRADSTEP_CACHE", str(folder))
+    folder = tmp_path / "kept" / "images"
+    monkeypatch.setenv("GRADSTEP_CACHE", str(folder.parent))
     monkeypatch.setattr(cache, "_WORTH", 0.0)
     monkeypatch.setattr(cache, "_RECENT", -(10**18))
     return folder
@@ -202,7 +202,7 @@ def test_what_was_changed_just_now_what_is_quick_and_what_has_several_sizes_is_n
 def test_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("GRADSTEP_DATA", "/elsewhere")
-    for value, folder in [("", tmp_path / "gradstep/images"), ("/x", Path("/x")), ("OFF", None), ("0", None)]:
+    for value, folder in [("", tmp_path / "gradstep/images"), ("/x", Path("/x/images")), ("OFF", None), ("0", None)]:
         monkeypatch.setenv("GRADSTEP_CACHE", value)
         assert cache_folder() == folder
 
@@ -364,7 +364,7 @@ def building(csv: Path, folder: Path, wait: float) -> subprocess.Popen[str]:
         [sys.executable, "-c", BUILD, str(csv), str(wait)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "GRADSTEP_CACHE": str(folder)},
+        env={**os.environ, "GRADSTEP_CACHE": str(folder.parent)},
     )
 
 

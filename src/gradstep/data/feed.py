@@ -100,7 +100,7 @@ class Feed:
     def start(self, step: int, stop: int | None = None) -> Iterator[Any]:
         """Batches from number `step` on, to number `stop` if it is given (which is left out)."""
         steps = count(step) if stop is None else iter(range(step, stop))
-        return self._by_workers(steps) if self.workers else map(self.__getitem__, steps)
+        return self._by_workers(steps) if self.workers else (self[number] for number in steps)
 
     def once(self) -> Iterator[Any]:
         """Every sample once: one epoch."""

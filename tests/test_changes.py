@@ -48,6 +48,7 @@ def training(steps: int = 40, **changes: Any) -> Training:
         "seed": 0,
         "dropout": "keyed",
         "device": "cpu",
+        "precision": "fp32",
         "workers": 0,
         "plan": "plain",
         **changes,

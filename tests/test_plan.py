@@ -49,8 +49,8 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 def training_of(model: nn.Module, steps: int = 5000, optimizer: Any = sgd, **more: Any) -> Training:
     options: dict[str, Any] = {
         "epochs": None, "batch_size": 32, "drop_last": False, "schedule": None, "seed": 0, "dropout": "keyed",
-        "device": "cpu", "workers": 0, "plan": "measured", "micro_batch": None, "stat_group": None, "clip": None,
-        "ema": None, "on_nonfinite": "stop", "unpack": None, "forward": None, "criterion": nn.CrossEntropyLoss(),
+        "device": "cpu", "precision": "fp32", "workers": 0, "plan": "measured", "micro_batch": None,
+        "stat_group": None, "clip": None, "ema": None, "on_nonfinite": "stop", "unpack": None, "forward": None, "criterion": nn.CrossEntropyLoss(),
         "train": (IMAGES, LABELS),
     }  # fmt: skip
     options |= more
@@ -150,11 +150,6 @@ def test_a_race_takes_no_more_looks_than_there_is_time_for() -> None:
 def test_the_proposals_compute_the_same_step(make: Any, choices: dict[str, Any], optimizer: Any) -> None:
     training = training_of(make(), optimizer=optimizer)
     assert Trace(training, batches_of(training), 16).deviation(lambda shadow: apply(shadow, choices)) <= 1e-9
-
-
-def test_a_batch_in_pieces_is_the_same_step() -> None:
-    training = training_of(net(norm=False), batch_size=96)
-    assert Trace(training, [training.feed[0]]).deviation(lambda shadow: apply(shadow, {"micro_batch": 20})) <= 1e-9  # type: ignore[index]
 
 
 def forgets_the_weight_decay(shadow: Training) -> None:
@@ -314,11 +309,18 @@ def _hooked() -> nn.Module:
     return model
 
 
+def _heard() -> nn.Module:
+    model = net()
+    model[0].weight.register_hook(lambda gradient: gradient)  # type: ignore[index,union-attr]
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
         (lambda: nn.Sequential(nn.Flatten(), Uncopied(144, 5)), "can't be copied .TypeError: holds a socket"),
         (_hooked, "'0' has hooks"),
+        (_heard, "'0.weight' has hooks"),
     ],
 )
 def test_a_model_that_no_copy_of_can_be_tried_runs_plain(make: Any, why: str) -> None:
@@ -329,7 +331,7 @@ def test_a_model_that_no_copy_of_can_be_tried_runs_plain(make: Any, why: str) ->
     assert re.search(why, training.plan.note)
 
 
-def test_a_criterion_that_holds_the_model_itself_is_found_out_and_all_is_put_back() -> None:
+def test_a_criterion_that_holds_the_model_itself_is_not_tried() -> None:
     model = net(dropout=False)
 
     def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -338,8 +340,44 @@ def test_a_criterion_that_holds_the_model_itself_is_found_out_and_all_is_put_bac
 
     training = training_of(model, criterion=criterion)
     choose(training)
-    assert "holds the model itself" in training.plan.note
+    assert training.plan.note == "nothing was measured: criterion holds a Sequential, which trials might change"
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+MODEL: list[nn.Module] = []
+
+
+def _of_the_module(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A penalty on a model that it finds by itself."""
+    penalty = sum(parameter.square().sum() for parameter in MODEL[0].parameters())
+    return nn.functional.cross_entropy(outputs, targets) + 1e-4 * penalty
+
+
+def test_a_function_that_finds_the_model_by_itself_is_found_out_and_all_is_put_back() -> None:
+    MODEL[:] = [net(dropout=False)]
+    training = training_of(MODEL[0], criterion=_of_the_module)
+    choose(training, (HURRY,))
+    assert "holds the model itself" in training.plan.note
+    assert all(parameter.grad is None for parameter in MODEL[0].parameters())
+
+
+@pytest.mark.parametrize("broken", ["_prepare", "_shadow"])
+def test_whatever_goes_wrong_in_measuring_the_run_is_plain(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(choosing._Search, broken, out_of_memory)
+    training = training_of(net())
+    choose(training)
+    assert (training.plan.plan, training.plan.note) == ("plain", "nothing was measured: MemoryError: no room")
+    assert ("", training.plan.note) in training.plan.facts()
+
+
+def test_an_optimizer_with_attributes_of_its_own_is_copied_whole() -> None:
+    training = training_of(net(), optimizer=lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=2))
+    choose(training, (one(lambda training, value: lambda: None),))
+    (verdict,) = training.plan.verdicts
+    assert "of plain" in verdict.why
 
 
 def test_a_short_run_measures_nothing_and_says_nothing() -> None:
@@ -356,9 +394,13 @@ def test_verdicts_are_remembered_until_something_is_another(tmp_path: Path, monk
     def race(*_: Any) -> Any:
         raise AssertionError("measured again")
 
+    verified = []
+    deviation = Trace.deviation
+    monkeypatch.setattr(Trace, "deviation", lambda self, apply: verified.append(1) or deviation(self, apply))
     with monkeypatch.context() as patched:
         patched.setattr(choosing, "race", race)
         assert found(HURRY).adopted
+        assert verified  # what is remembered is a time; that it is the same step is shown in each run
         assert not found(HURRY, batch_size=16).adopted  # another key: it was measured, which raised
     (path, *_) = sorted((tmp_path / "plans").glob("*.json"), key=lambda path: path.stat().st_size)[-1:]
     path.write_text("{")
@@ -389,8 +431,8 @@ GIVEN = {**dict.fromkeys(SWITCHES, "off"), "memory_format": "channels_last", "op
 def run(plan: Any, model: nn.Module | None = None, **more: Any) -> Any:
     model = net() if model is None else model
     return gradstep.fit(
-        model, nn.CrossEntropyLoss(), (IMAGES, LABELS), (IMAGES[:40], LABELS[:40]), optimizer=sgd, batch_size=32,
-        plan=plan, device="cpu", quiet=True, **{"epochs": 4, **more},
+        model, nn.CrossEntropyLoss(), (IMAGES, LABELS), (IMAGES[:40], LABELS[:40]), optimizer=sgd,
+        plan=plan, device="cpu", **{"epochs": 4, "batch_size": 32, "quiet": True, **more},
     )  # fmt: skip
 
 
@@ -439,9 +481,9 @@ class PauseAt:
 
 
 @settings(max_examples=4, deadline=None)
-@given(at=st.integers(1, 11), word=st.sampled_from(["plain", "measured"]))
+@given(at=st.integers(1, 11), word=st.sampled_from([GIVEN, "measured", {"threads": "off"}]))
 def test_a_run_that_is_resumed_keeps_its_plan_and_its_bits(
-    tmp_path_factory: pytest.TempPathFactory, at: int, word: str
+    tmp_path_factory: pytest.TempPathFactory, at: int, word: Any
 ) -> None:
     whole = run(GIVEN)
     out = tmp_path_factory.mktemp("runs")
@@ -451,6 +493,56 @@ def test_a_run_that_is_resumed_keeps_its_plan_and_its_bits(
         assert torch.equal(one, other)
     choices = json.loads((Path(resumed.path) / "plan.json").read_text())["choices"]
     assert choices == {"memory_format": "channels_last", "optimizer": "fused"}
+    fresh = net()
+    assert [p.stride() for p in resumed.model.parameters()] == [p.stride() for p in fresh.parameters()]
+    assert resumed.state.optimizer.param_groups[0]["fused"] is None
+
+
+def test_a_switch_that_is_turned_off_by_hand_is_off_in_a_resume_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(GIVEN, out=tmp_path, hooks=[PauseAt(5)])
+    seen = []
+
+    class Look:
+        def on_train_batch_end(self, state: Any, outcome: Any) -> None:
+            seen.append(state.model[3].weight.is_contiguous(memory_format=torch.channels_last))
+
+    run({"memory_format": "off"}, out=tmp_path, resume=True, hooks=[Look()], quiet=False)
+    assert "plan: memory_format was channels_last and is off, the same to rounding" in capsys.readouterr().out
+    assert seen == [False] * 7
+
+
+@pytest.mark.parametrize("switch", ["compile", "evaluation"])
+def test_evaluating_under_a_plan_changes_nothing_but_what_it_says(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an average that is evaluated, and BatchNorm and dropout in the model that is not."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: lambda inputs: compiled.append(model.training) or model(inputs))
+    plan = {**dict.fromkeys(SWITCHES, "off"), switch: {"compile": "model", "evaluation": "channels_last"}[switch]}
+    every, never = (run(plan, ema=0.9, evaluate_every=each) for each in ("1 step", "4 epochs"))
+    plain = run("plain", ema=0.9, evaluate_every="4 epochs")
+    for one, other, third in zip(*(each.model.state_dict().values() for each in (every, never, plain)), strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(other, third)
+    assert never.history[-1]["valid/loss"] == pytest.approx(plain.history[-1]["valid/loss"], rel=1e-5)
+    assert compiled == [True] * len(compiled)
+
+
+def test_what_is_compiled_and_fails_goes_on_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(model: Any) -> Any:
+        def run(inputs: Tensor) -> Tensor:
+            if len(inputs) < 32:
+                raise RuntimeError("another shape")
+            outputs: Tensor = model(inputs)
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fails)
+    plan = {**dict.fromkeys(SWITCHES, "off"), "compile": "model"}
+    ragged, plain = (run(each, batch_size=28) for each in (plan, "plain"))
+    for one, other in zip(ragged.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_steps_take_a_plan_too_and_undo_it() -> None:

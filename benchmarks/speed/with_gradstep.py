@@ -88,7 +88,8 @@ def evaluate(job: Job, data: Data, clock: Clock) -> None:
     clock.witness = witness = Passes()
     with training.training_mode(), training.planned():
         for _ in clock.paced(count()):
-            found = watching.score(training, "valid", training.state.model)
+            with training.evaluating(training.state.model):
+                found = watching.score(training, "valid", training.state.model)
             witness.losses.append(float(found["loss"]))
 
 

@@ -85,7 +85,7 @@ def steps(
         raise RecipeError("on_nonfinite: rewind goes back to a checkpoint, and steps() has no checkpoints. Write skip.")
     look(training.update, MetricSet({}), {"train": training.feed})
     training.decide()
-    choose(training)
+    choose(training, own_loop=True)
     return Steps(training)
 
 
@@ -123,7 +123,7 @@ class Steps:
 
 
 def _owned(training: Training) -> Generator[Outcome]:
-    with training.training_mode(), training.planned():
+    with training.training_mode(), training.planned(own_loop=True):
         yield from _steps(training, _Alone())
 
 

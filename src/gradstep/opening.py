@@ -99,9 +99,12 @@ def taken_up(
     if not allow:
         failure.refuse_a_fourth(place, training.update.micro_batch, training.guard.rule.policy != "stop")
     retention.sweep(place.checkpoints)
-    if place.plan.exists():
-        training.follow(_plan_of(place))
+    plan = _plan_of(place) if place.plan.exists() else {}
+    departures = training.follow(plan) if plan else []
     progress, found, notes = keeper.restore(training.state, allow, at)
+    if plan.get("choices"):  # a checkpoint lays out what it restores as its plan had it: what holds now is applied anew
+        training.given.give_back(training)
+    notes += departures
     return progress, found, [("note", note) for note in notes] + [("changed", line) for line in changes.lines(found)]
 
 

@@ -164,7 +164,7 @@ class Recipe(_Document):
     workers: Whole = 0
     """Processes that load a map-style data set; they change no batch."""
     plan: str | dict[str, Any] = "measured"
-    """measured, plain (the textbook loop), or by switches: memory_format, optimizer, threads, micro_batch, compile."""
+    """measured, plain (the textbook loop), or by switches: memory_format, optimizer, threads, evaluation, compile."""
     unpack: str | None = None
     """`module:function` of a batch that gives (inputs, targets)."""
     forward: str | None = None

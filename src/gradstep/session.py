@@ -17,7 +17,6 @@ from gradstep import failure
 from gradstep.changes import Change
 from gradstep.closing import closing_lines, run_of, shown, where
 from gradstep.errors import DivergedError, ProcessLostError, StorageError
-from gradstep.evaluation import untouched
 from gradstep.hooks import About, Request
 from gradstep.interrupt import Interrupted, Interruption
 from gradstep.keeper import Progress
@@ -236,7 +235,7 @@ class Session:
         state, step, watching = self.state, self.state.step, self.watching
         self._remember()  # a loss that is no number ends the run here, not after the evaluation
         # A signal may come while it puts back modes and buffers: this puts back what it could not.
-        kept = untouched(state.judged, state.criterion)
+        kept = self.training.evaluating(state.judged)
         with self._recorder.stopwatch.away(evaluation=True), kept, self._interruption.cuts():
             parts = [what for what in ("train_clean", "valid") if what in self._feeds]
             measured = {what: watching.score(self.training, what, state.judged) for what in parts}
@@ -360,7 +359,7 @@ class Session:
 
     def _test(self) -> None:
         try:
-            with self.run().chosen(), untouched(self.state.model, self.state.criterion), self._interruption.cuts():
+            with self.run().chosen(), self.training.evaluating(self.state.model), self._interruption.cuts():
                 values = self.watching.score(self.training, "test", self.state.model)
         except Interrupted:  # everything is saved but the test, which a resume makes
             self._wants_pause, self._cut = self._interruption.name, True

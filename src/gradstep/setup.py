@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ from gradstep.clock import Clock
 from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt, augmentations
 from gradstep.data.workers import shared_memory_note
 from gradstep.errors import GradstepError, ModelError, RecipeError, UserCodeError, raised_at
-from gradstep.evaluation import choose_device
+from gradstep.evaluation import choose_device, untouched
 from gradstep.finite import Guard, OnNonfinite
 from gradstep.keys import kept_streams, key, seed_model
 from gradstep.optim.averaging import Average, Averaging
@@ -28,7 +28,7 @@ from gradstep.optim.options import check_groups
 from gradstep.optim.replacing import Replaced, replace
 from gradstep.plan.asked import Asked
 from gradstep.plan.document import Plan
-from gradstep.plan.proposals import apply, threads_of
+from gradstep.plan.proposals import Given, apply, laid_out, threads_of
 from gradstep.precision import forward_in
 from gradstep.scheduling import Scheduled, bind
 from gradstep.state import TrainState, bases_of
@@ -52,6 +52,7 @@ class Training:
     precision: str
     asked: Asked
     plan: Plan
+    given: Given
     take_step: Callable[..., Any]
     notes: list[str]  # what the user should know, said once
     threads: int | None = None  # that torch computes by on the CPU; None leaves them alone
@@ -74,15 +75,19 @@ class Training:
         self.plan = Plan.decide(self.asked, self.update, self.device)
         self.notes += [note for note in self.update.notes if note not in self.notes]
 
-    def follow(self, plan: Mapping[str, Any]) -> None:
-        """A run that is resumed takes its steps as its plan.json says: a plan is chosen once."""
-        self.plan = self.plan.kept(plan)
+    def follow(self, plan: Mapping[str, Any]) -> list[str]:
+        """A run that is resumed takes its steps as its plan.json says, but for what is said otherwise by hand.
+
+        Returns a line for each thing that is.
+        """
+        self.plan = self.plan.kept(plan, self.asked)
         method = plan.get("update")
         if self.plan.micro_batches and method in ("accumulate", "two_pass") and method != self.plan.update:
             self.update.method = method
             self.update.found.ways.clear()
             self.decide()
-            self.plan = self.plan.kept(plan)
+            self.plan = self.plan.kept(plan, self.asked)
+        return [f"plan: {line}, the same to rounding, not bit for bit" for line in self.plan.departures(plan)]
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
@@ -108,17 +113,31 @@ class Training:
             self.scheduled.undo(self.state)
 
     @contextmanager
-    def planned(self) -> Iterator[None]:
+    def planned(self, own_loop: bool = False) -> Iterator[None]:
         """Inside, what the plan chose is done to the user's objects; afterwards they are as he gave them.
 
-        RecipeError for what can't be had.
+        In an `own_loop` torch's threads are the user's. RecipeError for a switch set by hand that can't be had.
         """
-        undo = apply(self, self.plan.choices)
         try:
-            with threads_of(self):
+            undo = apply(self, self.plan.choices)
+        except RecipeError as error:
+            if self.plan.choices.keys() <= self.asked.given.keys():
+                raise
+            self.plan = self.plan.chosen(self.asked.given, (), f"what was chosen can't be had any more: {error}")
+            undo = apply(self, self.plan.choices)
+        try:
+            with nullcontext() if own_loop else threads_of(self):
                 yield
         finally:
             undo()
+            if self.plan.choices:
+                self.given.give_back(self)
+
+    @contextmanager
+    def evaluating(self, model: nn.Module) -> Iterator[None]:
+        """Inside, this model and the criterion are evaluated; then they are as they were. No place for a signal."""
+        with untouched(model, self.state.criterion), laid_out(model, self.evaluation_format):
+            yield
 
     def before_step(self) -> None:
         """What the coming step is made with: the options that are scheduled, and what is frozen until then."""
@@ -230,6 +249,7 @@ def assemble(
         device=place,
         precision=precision,
         asked=asked,
+        given=Given(model, made.param_groups),
         plan=Plan.decide(asked, update, place),
         take_step=take_step,
         notes=notes,

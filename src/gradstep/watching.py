@@ -21,7 +21,6 @@ from gradstep.evaluation import evaluation_feed, measure
 from gradstep.hooks import Events
 from gradstep.keeper import Policy
 from gradstep.metrics import MetricSet
-from gradstep.plan.proposals import laid_out
 from gradstep.schedules import Plateau
 from gradstep.setup import Training
 from gradstep.state import Standing
@@ -116,16 +115,15 @@ class Watching:
     def score(self, training: Training, what: str, model: nn.Module) -> dict[str, Any]:
         """Loss and metrics of a model on one of the parts."""
         state, update = training.state, training.update
-        with laid_out(model, training.evaluation_format):
-            return measure(
-                model,
-                state.criterion,
-                self.others[what],
-                self.metrics,
-                seed=state.seed,
-                unpack=update.unpack,
-                forward=update.forward,
-            )
+        return measure(
+            model,
+            state.criterion,
+            self.others[what],
+            self.metrics,
+            seed=state.seed,
+            unpack=update.unpack,
+            forward=update.forward,
+        )
 
     def judged(self, values: Mapping[str, Any], standing: Standing, step: int, clock: Clock) -> bool:
         """Takes in a validation: the best, patience, schedules that go by a metric. True if it is the best so far."""

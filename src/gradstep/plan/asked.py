@@ -15,7 +15,6 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "optimizer": ("fused",),
     "threads": (int,),
     "evaluation": ("channels_last",),
-    "micro_batch": (int,),
     "compile": ("model",),
 }
 

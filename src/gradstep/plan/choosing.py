@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from gradstep.data import Feed
+from gradstep.errors import RecipeError
 from gradstep.keys import kept_streams
 from gradstep.plan import verdicts
 from gradstep.plan.asked import MEASURED
 from gradstep.plan.document import Verdict
 from gradstep.plan.proposals import PROPOSALS, Proposal, apply
 from gradstep.plan.shadow import (
+    PASS,
     DeclinedError,
     Trace,
     first_of,
@@ -30,69 +32,54 @@ from gradstep.plan.shadow import (
     take_passes,
     take_steps,
 )
-from gradstep.plan.timing import ENOUGH, Raced, race, time_boxed
+from gradstep.plan.timing import BLOCK, ENOUGH, Raced, race, time_boxed
+from gradstep.plan.unfit import is_short, why_not
 from gradstep.plan.verdicts import Remembered
 
 if TYPE_CHECKING:
     from gradstep.setup import Training
 
 SHARE = 0.02  # of the predicted run
-_FEWEST = 2000  # steps: a shorter run is over before anything could be found out in 2 % of it
 _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
 _RACING = 20  # steps' time that a race takes at least
 _MANY = 2**30
-_TIMES, _GRACE = 5, 5.0  # what a trial was to take, and seconds more, after which it hangs
+_TIMES, _GRACE = 5, 1.0  # times what a trial was to take, and seconds at least, after which it hangs
 _FIRST = 3  # steps that the first prediction rests on
 
 
 def choose(
     training: Training,
-    known: tuple[Proposal, ...] = PROPOSALS,
+    known: Sequence[Proposal] = PROPOSALS,
     now: Callable[[], float] = time.perf_counter,
     evaluates: bool = False,
+    own_loop: bool = False,
 ) -> None:
     """Puts what is chosen into `training.plan`, with the reasons. Nothing else of the training is changed.
 
-    `evaluates` says whether anything is evaluated meanwhile.
+    `evaluates` says whether anything is evaluated meanwhile; in an `own_loop` torch's threads are the user's.
+    Whatever happens here, the run goes on: at worst it is plain.
     """
     asked, plan = training.asked, training.plan
+    if own_loop and "threads" in asked.given:
+        raise RecipeError("plan.threads: between two steps of your own loop they are yours: torch.set_num_threads(1).")
     if MEASURED not in asked.switches.values():
         return
-    left = training.clock.total - training.state.step
-    why_not = _why_not(training)
-    if why_not is not None:
-        training.plan = plan.chosen(plan.choices, (), f"nothing was measured: {why_not}")
+    if (why := why_not(training)) is not None:
+        training.plan = plan.chosen(plan.choices, (), "" if is_short(training) else f"nothing was measured: {why}")
         return
-    key = verdicts.key_of(training)
-    before = verdicts.read(key)
-    search = _Search(training, [each for each in known if evaluates or not each.evaluates], left, before, now)
-    if before.step and not search.worth_it:
-        training.plan = plan.chosen({**plan.choices, **_adopted(before.verdicts)}, before.verdicts)
-        return
+    fit_for = [p for p in known if (evaluates or not p.evaluates) and not (own_loop and p.switch == "threads")]
     try:
         with kept_streams(training.device), _unharmed(training):
+            key = verdicts.key_of(training)
+            search = _Search(training, fit_for, verdicts.read(key), now)
             found = search.found()
-    except DeclinedError as error:
-        training.plan = plan.chosen(plan.choices, (), f"nothing was measured: {error}")
+            verdicts.write(key, search.step, found)
+    except Exception as error:
+        told = str(error) if isinstance(error, DeclinedError) else f"{type(error).__name__}: {_first_line(error)}"
+        training.plan = plan.chosen(plan.choices, (), f"nothing was measured: {told}")
         return
-    training.plan = plan.chosen({**plan.choices, **_adopted(found)}, found)
-    verdicts.write(key, search.step, found)
-
-
-def _adopted(found: list[Verdict]) -> dict[str, Any]:
-    return {verdict.switch: verdict.value for verdict in found if verdict.adopted}
-
-
-def _why_not(training: Training) -> str | None:
-    if training.clock.total < _FEWEST:
-        return f"in 2 % of {training.clock.total} steps nothing can be found out"
-    if not isinstance(training.feed, Feed):
-        return "the batches can't be asked for twice"
-    for root in (training.state.model, training.state.criterion):
-        for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
-            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-                return f"'{name or 'the model'}' has hooks, which would be called for steps that are none"
-    return None
+    adopted = {verdict.switch: verdict.value for verdict in found if verdict.adopted}
+    training.plan = plan.chosen({**plan.choices, **adopted}, found)
 
 
 Take = Callable[[Any, list[Any], int], object]
@@ -102,49 +89,45 @@ class _Search:
     """One search, within its time. What was found in an earlier one is not looked for again."""
 
     def __init__(
-        self,
-        training: Training,
-        known: Sequence[Proposal],
-        left: int,
-        before: Remembered,
-        now: Callable[[], float],
+        self, training: Training, known: Sequence[Proposal], before: Remembered, now: Callable[[], float]
     ) -> None:
-        self._training, self._known, self._before, self._now, self._left = training, known, before, now, left
+        self._training, self._known, self._before, self._now = training, known, before, now
+        self._left = training.clock.total - training.state.step
         self._began, self.step = now(), before.step  # seconds of a step, as the plan is so far
         self._plain = training  # what a proposal is measured against: a shadow with what is chosen so far
 
-    @property
-    def worth_it(self) -> bool:
-        """Whether there is time for anything of which nothing is known yet."""
-        return any(
-            self._before.of(proposal.switch, value) is None and self._needed(proposal) <= self._time
-            for proposal in self._open()
-            for value in proposal.values(self._training)
-        )
-
     def found(self) -> list[Verdict]:
         """The verdicts, in the order of the proposals."""
+        if self._before.step and not self._worth_it:
+            return self._before.verdicts
         self._prepare()
         choices, found = dict(self._training.plan.choices), []
         for proposal in self._open():
             for value in proposal.values(self._plain):
-                known = self._before.of(proposal.switch, value)
-                verdict = self._tried(proposal, value, choices) if known is None else known
+                verdict = self._judged(proposal, value, choices)
                 found.append(verdict)
-                if not verdict.adopted:
-                    continue
-                choices[proposal.switch] = value
-                if known is not None:
-                    self._plain = self._shadow(choices)
-                break
+                if verdict.adopted:
+                    choices[proposal.switch] = value
+                    break
         return found
+
+    @property
+    def _worth_it(self) -> bool:
+        """Whether anything was adopted, which is verified again in each run, or there is time for what is not known."""
+        return any(verdict.adopted for verdict in self._before.verdicts) or any(
+            self._before.of(proposal.switch, value) is None and self._needed(proposal) <= self._time
+            for proposal in self._open()
+            for value in proposal.values(self._training)
+        )
 
     def _open(self) -> list[Proposal]:
         switches = self._training.asked.switches
         return [proposal for proposal in self._known if switches.get(proposal.switch, MEASURED) == MEASURED]
 
     def _needed(self, proposal: Proposal) -> float:
-        return proposal.seconds + (_VERIFYING + _RACING) * self.step
+        """Seconds that a trial takes at least."""
+        steps = _RACING * (PASS if proposal.evaluates else 1)
+        return proposal.seconds + _VERIFYING * self.step + max(steps * self.step, _RACING * BLOCK)
 
     @property
     def _time(self) -> float:
@@ -154,8 +137,8 @@ class _Search:
     def _prepare(self) -> None:
         feed = self._training.feed
         assert isinstance(feed, Feed)
-        numbers = {0: None, feed.steps_per_epoch - 1: None}  # the last one of an epoch may be smaller
-        self._batches = [feed[number] for number in numbers]
+        last = feed.steps_per_epoch - 1  # which may be smaller
+        self._batches = [feed[0], feed[last]]
         self._timed = self._batches[:1]
         self._traces: dict[int | None, Trace] = {}  # by the samples that they are of, made when they are needed
         self._plain = self._shadow(self._training.plan.choices)
@@ -164,19 +147,28 @@ class _Search:
         take_steps(self._plain, self._timed, _FIRST)
         self.step = (self._now() - began) / _FIRST
 
-    def _tried(self, proposal: Proposal, value: Any, choices: Mapping[str, Any]) -> Verdict:
-        needed, left = self._needed(proposal), self._time
-        if needed > left:
-            why = f"it takes {needed:.2g} s, and of 2 % of the run {max(left, 0.0):.2g} s are left"
+    def _judged(self, proposal: Proposal, value: Any, choices: Mapping[str, Any]) -> Verdict:
+        """What is remembered is not measured again, but what is adopted is verified beside what is adopted now."""
+        known, needed = self._before.of(proposal.switch, value), self._needed(proposal)
+        if known is not None and not known.adopted:
+            return known
+        if known is None and needed > self._time:
+            why = f"it takes {needed:.2g} s, and of 2 % of the run {max(self._time, 0.0):.2g} s are left"
             return Verdict(proposal.switch, value, "not tried", why)
-        with_it = {**choices, proposal.switch: value}
         try:
-            with time_boxed(_TIMES * needed + _GRACE):
-                apart = self._verified(with_it, proposal)
-                raced, other = self._raced(with_it, take_passes if proposal.evaluates else take_steps, left)
-        except Exception as error:  # whatever a proposal does, the run goes on as it would have gone without it
-            why = str(error) if isinstance(error, DeclinedError) else f"{type(error).__name__}: {_first_line(error)}"
-            return Verdict(proposal.switch, value, "declined", why, final=True)
+            with time_boxed(max(_TIMES * needed, _GRACE)):
+                return self._tried(proposal, value, {**choices, proposal.switch: value}, known)
+        except DeclinedError as error:
+            return Verdict(proposal.switch, value, "declined", str(error), final=True)
+        except Exception as error:  # of a busy machine, perhaps: it is tried again another time
+            return Verdict(proposal.switch, value, "declined", f"{type(error).__name__}: {_first_line(error)}")
+
+    def _tried(self, proposal: Proposal, value: Any, with_it: dict[str, Any], known: Verdict | None) -> Verdict:
+        apart = self._verified(with_it, proposal)
+        if known is not None:
+            self._plain = self._shadow(with_it)
+            return known
+        raced, other = self._raced(with_it, take_passes if proposal.evaluates else take_steps, self._time)
         if not proposal.evaluates:
             self.step = min(self.step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
         ratio = (raced.ratio, raced.low, raced.high)
@@ -227,14 +219,16 @@ def _unharmed(training: Training) -> Iterator[None]:
     roots = [root for root in (state.model, state.criterion) if isinstance(root, nn.Module)]
     own: list[Tensor] = [t for root in roots for t in (*root.parameters(), *root.buffers())]
     kept = [(tensor, tensor._version, tensor.detach().clone(), tensor.grad) for tensor in own]
-    yield
     changed = False
-    with torch.no_grad():
-        for tensor, version, copy, gradient in kept:
-            if tensor._version != version:
-                tensor.copy_(copy)
-                changed = True
-            if tensor.grad is not gradient:
-                tensor.grad, changed = gradient, True
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, version, copy, gradient in kept:
+                if tensor._version != version:
+                    tensor.copy_(copy)
+                    changed = True
+                if tensor.grad is not gradient:
+                    tensor.grad, changed = gradient, True
     if changed:
         raise DeclinedError("a function of yours holds the model itself, so that no copy of it can be tried")

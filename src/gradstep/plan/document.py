@@ -80,11 +80,18 @@ class Plan:
         name = self.plan if choices or verdicts else "plain"
         return replace(self, plan=name, choices=dict(choices), verdicts=tuple(verdicts), note=note)
 
-    def kept(self, document: Mapping[str, Any]) -> Plan:
-        """The same plan with the choices of an earlier process of the run: they are made once."""
-        choices = document.get("choices", {})
+    def kept(self, document: Mapping[str, Any], asked: Asked) -> Plan:
+        """The same plan with the choices of an earlier process of the run, which are made once, and those by hand."""
+        before = document.get("choices", {}).items()
+        choices = {switch: value for switch, value in before if asked.switches.get(switch) != OFF} | asked.given
         verdicts = [Verdict.of(each) for each in document.get("verdicts", [])]
         return replace(self, plan=document.get("plan", "plain"), choices=choices, verdicts=tuple(verdicts))
+
+    def departures(self, document: Mapping[str, Any]) -> list[str]:
+        """What is another than in an earlier process of the run."""
+        before = document.get("choices", {})
+        switches = [switch for switch in SWITCHES if before.get(switch) != self.choices.get(switch)]
+        return [f"{each} was {before.get(each, OFF)} and is {self.choices.get(each, OFF)}" for each in switches]
 
     @property
     def recipe(self) -> Any:
@@ -106,5 +113,5 @@ class Plan:
         lines = [f"{self.update}: {self.proof}"] if self.proof else []
         lines += [verdict.words() for verdict in self.verdicts]
         lines += [f"{switch}={value}: as asked for" for switch, value in self.choices.items() if switch not in tried]
-        lines += [self.note] if self.note and self.plan != "plain" else []
+        lines += [self.note] if self.note else []
         return [("plan", text), *(("", line) for line in lines)]

@@ -5,9 +5,10 @@ None of them is believed: `choosing` verifies each on a shadow in float64, and m
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from gradstep.errors import RecipeError
-from gradstep.module_state import lay_out, layouts, module_tensors
+from gradstep.module_state import layouts
 from gradstep.optim import SGD
-from gradstep.update.update import Found
 
 if TYPE_CHECKING:
     from gradstep.setup import Training
 
 Undo = Callable[[], None]
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, SGD)
-_PIECE = 256  # samples whose activations stay in the cache, and that still fill the kernels
 _COMPILING = 60.0  # seconds that a small net's compilation takes on two cores, its verification's included
 
 
@@ -72,42 +71,81 @@ def _roots(training: Training) -> Iterator[nn.Module]:
 
 @contextmanager
 def laid_out(model: nn.Module, word: str | None) -> Iterator[None]:
-    """Inside, the model's images' weights lie as `word` says, `channels_last` or None; then as they lay before."""
-    if word is None:
-        yield
-        return
-    before = layouts(model)
-    lay_out(model, _images_of(model, word))
+    """Inside, the weights of the model's convolutions lie as `word` says, where it says anything; then as before."""
+    kept: list[tuple[Tensor, Tensor]] = []
     try:
+        if word is not None:
+            _swap([model], kept)
         yield
     finally:
-        lay_out(model, before)
+        _put_back(kept)
 
 
-def _images_of(model: nn.Module, word: str) -> dict[str, str]:
-    return {name: word for name, tensor in module_tensors(model).items() if tensor.dim() == 4}
+@torch.no_grad()
+def _swap(roots: Iterable[nn.Module], kept: list[tuple[Tensor, Tensor]]) -> None:
+    """Gives each 4-D tensor memory with its channels last, and notes in `kept` what it had."""
+    for root in roots:
+        for tensor in _images_of(root):
+            own = tensor.data
+            # Not contiguous(): of one channel both formats are the same to torch, but not to its kernels.
+            last = torch.empty_like(own, memory_format=torch.channels_last).copy_(own)
+            kept.append((tensor, own))
+            tensor.data = last
+
+
+@torch.no_grad()
+def _put_back(kept: list[tuple[Tensor, Tensor]]) -> None:
+    """The same numbers in the memory that was theirs: a view that somebody has of it sees them."""
+    while kept:
+        tensor, own = kept[-1]
+        if tensor.data_ptr() != own.data_ptr():
+            tensor.data = own.copy_(tensor.data)
+        kept.pop()
+
+
+def _images_of(model: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in dict.fromkeys((*model.parameters(), *model.buffers())) if tensor.dim() == 4]
 
 
 def _with_images(training: Training) -> list[Any]:
-    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-    plain = not any("channels_last" in word for word in layouts(training.state.model).values())
-    return (
-        ["channels_last"] if plain and any(isinstance(m, convolutions) for m in training.state.model.modules()) else []
-    )
+    """Where there are convolutions, and nobody else has their memory: flat vectors, other processes, tied weights."""
+    model = training.state.model
+    if layouts(model) or not any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in model.modules()):
+        return []
+    images = _images_of(model)
+    alone = all(each.untyped_storage().nbytes() == each.nbytes and not each.is_shared() for each in images)
+    return ["channels_last"] if alone and len({each.data_ptr() for each in images}) == len(images) else []
 
 
-def _to_channels_last(training: Training, value: Any) -> Undo:
-    before = [(root, layouts(root)) for root in _roots(training)]
-    for root, _ in before:
-        lay_out(root, _images_of(root, value))
-    _lay_out_slots(training)
+def _to_channels_last(training: Training, value: Any) -> Undo:  # noqa: ARG001
+    kept: list[tuple[Tensor, Tensor]] = []
 
     def undo() -> None:
-        for root, words in before:
-            lay_out(root, words)
+        _put_back(kept)
         _lay_out_slots(training)
 
+    try:
+        _swap(_roots(training), kept)
+        _lay_out_slots(training)
+    except BaseException:
+        undo()
+        raise
     return undo
+
+
+class Given:
+    """How the user's objects were when they were given: a checkpoint may lay them out as another process had them."""
+
+    def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:
+        self._images = [(tensor, tensor.data) for tensor in _images_of(model)]
+        self._fused = [(group, group["fused"]) for group in groups if "fused" in group]
+
+    def give_back(self, training: Training) -> None:
+        """They are so again, with the numbers that they have now."""
+        _put_back(list(self._images))
+        _lay_out_slots(training)
+        for group, was in self._fused:
+            group["fused"] = was
 
 
 @torch.no_grad()
@@ -179,24 +217,6 @@ def _lay_out_for_evaluations(training: Training, value: Any) -> Undo:
     return undo
 
 
-def _smaller_pieces(training: Training) -> list[Any]:
-    update = training.update
-    size = getattr(training.feed, "batch_size", 0)
-    alone = update.micro_batch is None and update.stat_group is None
-    return [_PIECE] if alone and size >= 2 * _PIECE else []
-
-
-def _cut(training: Training, value: Any) -> Undo:
-    update = training.update
-    before = update.micro_batch, update.found
-    update.micro_batch, update.found = value, Found()
-
-    def undo() -> None:
-        update.micro_batch, update.found = before
-
-    return undo
-
-
 def _compilable(training: Training) -> list[Any]:  # noqa: ARG001
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     return ["model"] if compiler is not None else []
@@ -205,8 +225,19 @@ def _compilable(training: Training) -> list[Any]:  # noqa: ARG001
 def _compile(training: Training, value: Any) -> Undo:  # noqa: ARG001
     update, model = training.update, training.state.model
     before, given = update.forward, update.forward
-    run = torch.compile(model if given is None else lambda inputs: given(model, inputs))
-    update.forward = lambda _model, inputs: run(inputs)
+    run: Any = torch.compile(model if given is None else functools.partial(given, model))
+
+    def forward(asked: nn.Module, inputs: Any) -> Any:
+        """Compiled where it trains; an evaluation may be of another model, such as an average."""
+        nonlocal run
+        if run is not None and asked is model and model.training:
+            try:
+                return run(inputs)
+            except Exception:  # a batch that it can't take, or a compiler that is gone: from here on plainly
+                run = None
+        return asked(inputs) if given is None else given(asked, inputs)
+
+    update.forward = forward
 
     def undo() -> None:
         update.forward = before
@@ -220,6 +251,5 @@ PROPOSALS = (
     Proposal("optimizer", _with_a_fused_kernel, _fuse),
     Proposal("threads", _fewer_threads, _set_threads),
     Proposal("evaluation", _with_images, _lay_out_for_evaluations, evaluates=True),
-    Proposal("micro_batch", _smaller_pieces, _cut, samples=None),
-    Proposal("compile", _compilable, _compile, seconds=_COMPILING),
+    Proposal("compile", _compilable, _compile, seconds=_COMPILING, samples=None),
 )

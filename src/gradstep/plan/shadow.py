@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SAME = 1e-9  # of the largest change of a tensor in the steps; beyond it a proposal computes something else
 _ROUNDED = 1e-14  # of its largest value, which no arithmetic in float64 holds closer
-_PASS = 8  # batches of a pass that is timed: what is done once for it should not weigh as in a real one of one batch
+PASS = 8  # batches of a pass that is timed: what is done once for it should not weigh as in a real one of one batch
 _RATES = (1.0, 0.5)  # what the rates are multiplied by in the steps that are compared: a rate may have been baked in
 
 
@@ -43,7 +43,11 @@ def shadow_of(training: Training, dtype: torch.dtype | None = None) -> Training:
     state = training.state
     criterion = state.criterion if isinstance(state.criterion, nn.Module) else None
     try:  # together: the optimizer's parameters are then the copy's
-        model, copied, optimizer = copy.deepcopy((state.model, criterion, state.optimizer))
+        memo: dict[int, Any] = {}
+        model, copied = copy.deepcopy((state.model, criterion), memo)
+        optimizer = copy.copy(state.optimizer)
+        # Optimizer's own __getstate__ leaves out what a class has besides, as LBFGS its list of parameters.
+        vars(optimizer).update(copy.deepcopy(vars(state.optimizer), memo))
     except Exception as error:
         raise DeclinedError(f"the model or optimizer can't be copied ({type(error).__name__}: {error})") from error
     optimizer.zero_grad()
@@ -88,7 +92,7 @@ def take_steps(training: Training, batches: Sequence[Any], count: int = 1) -> No
 def take_passes(training: Training, batches: Sequence[Any], count: int = 1) -> None:
     """So many passes of a few batches each, as evaluations are. Waits for the device."""
     for _ in range(count):
-        outputs_of(training, [batches[0]] * _PASS)
+        outputs_of(training, [batches[0]] * PASS)
 
 
 def outputs_of(training: Training, batches: Sequence[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 ENOUGH = 0.95  # of plain, at the interval's upper end: what is gained by less is not worth another way
 _LOOKS = (8, 12, 18, 27)  # pairs after which it is asked whether that is enough
-_BLOCK = 0.004  # seconds that a block takes at least
+BLOCK = 0.002  # seconds that a block takes at least
 
 Steps = Callable[[int], object]  # makes so many steps, and waits for the device
 
@@ -43,7 +43,7 @@ class Raced:
 
 def race(other: Steps, plain: Steps, seconds: float, now: Callable[[], float] = time.perf_counter) -> Raced:
     """Times both until it is clear which is faster, or for about so many seconds: the first look is always taken."""
-    began, block = now(), max(1, math.ceil(_BLOCK / max(_timed(plain, 1, now), 1e-9)))
+    began, block = now(), max(1, math.ceil(BLOCK / max(_timed(plain, 1, now), 1e-9)))
     ratios: list[float] = []
     blocks: tuple[list[float], list[float]] = ([], [])
     for look in _LOOKS:
@@ -83,8 +83,9 @@ def time_boxed(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # first, or it could ring in the next line
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradstep import disk, facts, tree
 from gradstep.data import Feed, cache_folder
@@ -39,7 +39,11 @@ def key_of(training: Training) -> str:
         "code": facts.code(user_s),
         "model": [(name, repr(part)) for name, part in state.model.named_modules() if not list(part.children())],
         "parameters": [(name, tree.describe(each)) for name, each in state.model.named_parameters()],
-        "criterion": describe(state.criterion),
+        "criterion": [
+            describe(state.criterion),
+            repr(state.criterion) if isinstance(state.criterion, nn.Module) else "",
+        ],
+        "precision": training.precision,
         "optimizer": [type(state.optimizer).__name__, groups],
         "batch": tree.describe(feed.sample()),
         "batch_size": feed.batch_size,

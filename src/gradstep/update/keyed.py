@@ -130,13 +130,17 @@ class KeyedDropout:
                 (module, self._forwards[name]) for name, module in self.modules.items() if "forward" not in vars(module)
             ]
         self._originals = dict(zip(_NAMES, _taken(_TORCH), strict=True))
-        for module, own in self._hung:
-            vars(module)["forward"] = own
-        _TORCH.update(self._functions)
+        try:
+            for module, own in self._hung:
+                vars(module)["forward"] = own
+            _TORCH.update(self._functions)
+        except BaseException:  # a signal between two lines
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         for module, _own in self._hung:
-            del vars(module)["forward"]
+            vars(module).pop("forward", None)
         _TORCH.update(self._originals)
         self._words = None
 

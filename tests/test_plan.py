@@ -50,8 +50,8 @@ def training_of(model: nn.Module, steps: int = 5000, optimizer: Any = sgd, **mor
     options: dict[str, Any] = {
         "epochs": None, "batch_size": 32, "drop_last": False, "schedule": None, "seed": 0, "dropout": "keyed",
         "device": "cpu", "precision": "fp32", "workers": 0, "plan": "measured", "micro_batch": None,
-        "stat_group": None, "clip": None, "ema": None, "on_nonfinite": "stop", "unpack": None, "forward": None, "criterion": nn.CrossEntropyLoss(),
-        "train": (IMAGES, LABELS),
+        "stat_group": None, "clip": None, "ema": None, "on_nonfinite": "stop", "unpack": None, "forward": None,
+        "criterion": nn.CrossEntropyLoss(), "train": (IMAGES, LABELS),
     }  # fmt: skip
     options |= more
     criterion, train = options.pop("criterion"), options.pop("train")

@@ -98,7 +98,7 @@ def _put_back(kept: list[tuple[Tensor, Tensor]]) -> None:
     """The same numbers in the memory that was theirs: a view that somebody has of it sees them."""
     while kept:
         tensor, own = kept[-1]
-        if tensor.data_ptr() != own.data_ptr():
+        if tensor.data_ptr() != own.data_ptr() and tensor.shape == own.shape:  # a model may have grown meanwhile
             tensor.data = own.copy_(tensor.data)
         kept.pop()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # `make results` runs every example in full. Of these, which take half a minute, two have tests of their own besides.
-ELSEWHERE = {"five_levels", "three_factors", "torch7_five_methods"}
+ELSEWHERE = {"fine_tuning", "five_levels", "gan", "three_factors", "torch7_five_methods"}
 EXAMPLES = sorted(
     path for path in (Path(__file__).resolve().parents[1] / "examples").glob("*.py") if path.stem not in ELSEWHERE
 )

@@ -371,7 +371,8 @@ def test_stale_outputs_under_a_linear_criterion_are_right_and_not_told() -> None
 
 
 def hooks_everywhere(model: nn.Module, *tensors: Tensor) -> list[Any]:
-    held = [torch_module._global_forward_hooks, *(each._forward_hooks for each in model.modules())]
+    everywhere = [torch_module._global_forward_hooks, torch_module._global_forward_hooks_with_kwargs]
+    held = [*everywhere, *(each._forward_hooks for each in model.modules())]
     return [*held, *(each._backward_hooks or {} for each in (*model.parameters(), *tensors))]
 
 

@@ -16,7 +16,7 @@ import pytest
 from gradstep import Request, checkpoint, disk
 from tests.killing import SCENARIOS, Counting, dying_at, in_a_child, train, what_is_left
 
-KILLS = 500  # in all
+KILLS = int(os.environ.get("GRADSTEP_KILLS", "250"))  # in all; `make torture` makes a thousand, of the real command
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -92,6 +93,7 @@ def check_backward(models: nn.Module | Iterable[nn.Module], *, keep: int = KEEP)
             yield
     finally:
         on_forward.remove()
+        torch_modules._global_forward_hooks_with_kwargs.pop(on_forward.id, None)  # which torch's own remove() forgets
         watch.close()
 
 

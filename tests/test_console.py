@@ -192,3 +192,21 @@ def test_a_full_disk_ends_nothing_and_is_written_to_again_when_there_is_room() -
     file.full = False
     console.line("there")
     assert file.getvalue() == "there\n"
+
+
+def test_much_waiting_for_batches_is_said_once_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    class Slow:
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+            time.sleep(0.02)
+            return torch.full((2,), float(number) / 40), torch.zeros(1)
+
+    gradstep.fit(
+        torch.nn.Linear(2, 1), torch.nn.MSELoss(), Slow(), epochs=2, batch_size=20, device="cpu",
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    )  # fmt: skip
+    told = [line for line in capsys.readouterr().out.splitlines() if "waiting for batches" in line]
+    assert len(told) == 1
+    assert "% of the epoch went by in waiting for batches: try workers=" in told[0]

@@ -70,7 +70,7 @@ def choose(
     fit_for = [p for p in known if (evaluates or not p.evaluates) and not (own_loop and p.switch == "threads")]
     try:
         with kept_streams(training.device), _unharmed(training):
-            key = verdicts.key_of(training)
+            key = verdicts.key_of(training, [each.switch for each in fit_for])
             search = _Search(training, fit_for, verdicts.read(key), now)
             found = search.found()
             verdicts.write(key, search.step, found)

@@ -1,8 +1,9 @@
 """Whether one thing is faster than another, on a machine where others work too.
 
-Two take turns in short blocks, A B B A: what disturbs one disturbs its neighbour. The median of the pairs' ratios has
-an interval that assumes nothing about how times are distributed: between two of the sorted ratios it lies with a
-probability that is the binomial's (Conover, "Practical Nonparametric Statistics", section 3.2).
+Two take turns in short blocks, A B B A: what disturbs one disturbs its neighbour. The median of the pairs' ratios lies
+between two of the sorted ratios with a probability that is the binomial's, however times are distributed (Conover,
+"Practical Nonparametric Statistics", section 3.2). That is of one look at independent pairs; how often what changes
+nothing is adopted in up to four looks, beside a neighbour, is simulated in tests/test_plan.py.
 """
 
 from __future__ import annotations

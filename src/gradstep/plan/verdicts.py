@@ -25,8 +25,8 @@ _LIMIT = 100_000  # bytes of a file
 _ELSEWHERE = ("platform", "kernel")  # what of a machine changes no time
 
 
-def key_of(training: Training) -> str:
-    """What a verdict depends on, as a hash: code, modules, shapes, options, versions, machine."""
+def key_of(training: Training, switches: Sequence[str]) -> str:
+    """What a verdict depends on, as a hash: code, modules, shapes, options, versions, machine, and what is tried."""
     state, update, feed = training.state, training.update, training.feed
     assert isinstance(feed, Feed)
     user_s = [state.model, state.criterion, state.optimizer, update.forward, update.unpack]
@@ -48,7 +48,7 @@ def key_of(training: Training) -> str:
         "batch": tree.describe(feed.sample()),
         "batch_size": feed.batch_size,
         "ways": [update.micro_batch, update.stat_group, update.dropout, str(training.device), training.clip is None],
-        "asked": sorted(training.asked.switches.items()),
+        "asked": [sorted(training.asked.switches.items()), *switches],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
 

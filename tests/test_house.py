@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "gradstep"
 
 # docs/ARCHITECTURE.md shows the same floors to people.
 FLOORS = [
-    {"errors", "keys", "tree", "clock", "yaml12", "disk"},
+    {"errors", "keys", "tree", "clock", "yaml12", "disk", "heap"},
     {"data", "update", "optim", "schedules", "initialization", "metrics", "counted", "precision"},
     {"encoding", "snapshot", "module_state", "optimizer_state", "state", "rundir", "tensorfile", "checkpoint",
      "retention", "record"},

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gradstep import heap, tree
 from gradstep import metrics as metrics_room
-from gradstep import tree
 from gradstep.data import Feed, OwnOrder, adapt
 from gradstep.errors import DataError
 from gradstep.keys import kept_streams, key, seed_model
@@ -109,6 +109,7 @@ def evaluate(
     criterion and random streams are afterwards as they were, but for having been moved to `device`.
     """
     place = choose_device(device, model)
+    heap.keep_freed()
     model.to(place)
     if isinstance(criterion, nn.Module):
         criterion.to(place)

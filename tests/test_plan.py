@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradstep
-from gradstep.errors import RecipeError
+from gradstep.errors import GradstepError, RecipeError
 from gradstep.models import LeNet, TwoLayerNet
 from gradstep.plan import choosing, timing, verdicts
 from gradstep.plan.asked import SWITCHES, Asked
 from gradstep.plan.choosing import choose
-from gradstep.plan.proposals import PROPOSALS, Proposal, apply
+from gradstep.plan.proposals import PROPOSALS, Proposal, _pieces, _with_a_kernel_for_all, apply
 from gradstep.plan.shadow import DeclinedError, Trace, outputs_apart, shadow_of
 from gradstep.plan.timing import interval, race
 from gradstep.setup import Training, assemble
@@ -74,7 +74,7 @@ def batches_of(training: Training) -> list[Any]:
         ({"compil": "off"}, "no switch 'compil'.*Did you mean 'compile'"),
         ({"threads": 0}, "plan.threads: 0 is none of a number, measured, off"),
         ({"threads": True}, "plan.threads: True"),
-        ({"optimizer": "Adam"}, "plan.optimizer: 'Adam' is none of fused, measured, off"),
+        ({"optimizer": "Adam"}, "plan.optimizer: 'Adam' is none of fused, foreach, measured, off"),
         (3, "3 is neither"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_race_takes_no_more_looks_than_there_is_time_for() -> None:
 @pytest.mark.parametrize("make", [net, lambda: net(norm=False), lambda: net(dropout=False)])
 @pytest.mark.parametrize(
     "choices",
-    [{"memory_format": "channels_last"}, {"optimizer": "fused"}, {"threads": 1},
+    [{"memory_format": "channels_last"}, {"optimizer": "fused"}, {"optimizer": "foreach"}, {"threads": 1},
      {"memory_format": "channels_last", "optimizer": "fused"}],
     ids=str,
 )  # fmt: skip
@@ -150,6 +150,52 @@ def test_a_race_takes_no_more_looks_than_there_is_time_for() -> None:
 def test_the_proposals_compute_the_same_step(make: Any, choices: dict[str, Any], optimizer: Any) -> None:
     training = training_of(make(), optimizer=optimizer)
     assert Trace(training, batches_of(training), 16).deviation(lambda shadow: apply(shadow, choices)) <= 1e-9
+
+
+@pytest.mark.parametrize(("size", "parts"), [(1024, [256, 64]), (128, [32]), (64, [])])
+def test_a_large_batch_may_be_taken_apart(size: int, parts: list[int]) -> None:
+    training = training_of(net(norm=False), train=(IMAGES.repeat(12, 1, 1, 1), LABELS.repeat(12)), batch_size=size)
+    assert _pieces(training) == parts
+
+
+def test_what_is_the_users_to_say_is_not_taken_apart() -> None:
+    many = {"train": (IMAGES.repeat(12, 1, 1, 1), LABELS.repeat(12)), "batch_size": 128}
+    assert _pieces(training_of(net(norm=True), **many)) == []
+    assert _pieces(training_of(net(norm=True), **many, stat_group=32)) == []
+    by_hand = training_of(net(norm=False), **many, micro_batch=16, plan={"micro_batch": 64})
+    assert by_hand.asked.switches["micro_batch"] == "off"
+    assert set(by_hand.plan.micro_batches["128"]) == {16}
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adadelta])
+def test_what_has_no_fused_kernel_is_taken_in_one_call(optimizer: Any) -> None:
+    training = training_of(net(), optimizer=lambda p: optimizer(p, 1e-3))
+    assert _with_a_kernel_for_all(training) == ["foreach"]
+    choices = {"optimizer": "foreach"}
+    assert Trace(training, batches_of(training), 16).deviation(lambda shadow: apply(shadow, choices)) <= 1e-9
+
+
+def test_pieces_are_taken_only_where_they_add_up() -> None:
+    training = training_of(net(norm=False))
+    apart = Trace(training, batches_of(training), 20).deviation(lambda shadow: apply(shadow, {"micro_batch": 8}))
+    assert 0 < apart <= 1e-9
+    coupled = training_of(net(norm=False), criterion=lambda outputs, targets: outputs.square().sum().sqrt())
+    with pytest.raises(GradstepError, match="can't be accumulated"):
+        Trace(coupled, batches_of(coupled), 20).deviation(lambda shadow: apply(shadow, {"micro_batch": 8}))
+
+
+def test_a_micro_batch_that_is_chosen_is_in_the_plan_with_its_method_and_proof() -> None:
+    def apart_and_in_a_hurry(training: Training, value: Any) -> Callable[[], None]:
+        apply(training, {"micro_batch": value})
+        return _hurry(training, value)
+
+    training = training_of(Slow(norm=False, seconds=0.01))
+    choose(training, (Proposal("micro_batch", lambda _: [16], apart_and_in_a_hurry, samples=lambda value: 32),))
+    assert training.plan.verdicts[0].adopted, training.plan.verdicts
+    assert training.plan.choices == {"micro_batch": 16}
+    assert training.plan.update == "accumulate"
+    assert training.plan.proof
+    assert training.plan.micro_batches == {"32": [16, 16]}
 
 
 def forgets_the_weight_decay(shadow: Training) -> None:
@@ -221,13 +267,13 @@ def test_an_evaluation_that_is_another_is_seen() -> None:
 class Slow(nn.Module):
     """A net whose forward takes 2 ms more unless it is told to hurry."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: bool = True, seconds: float = 0.002) -> None:
         super().__init__()
-        self.net, self.hurry = net(), False
+        self.net, self.hurry, self.seconds = net(norm=norm), False, seconds
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.hurry:
-            time.sleep(0.002)
+            time.sleep(self.seconds)
         outputs: Tensor = self.net(inputs)
         return outputs
 
@@ -426,6 +472,7 @@ def test_what_noise_has_hidden_is_not_remembered(tmp_path: Path, monkeypatch: py
 # What a run is under a plan.
 
 GIVEN = {**dict.fromkeys(SWITCHES, "off"), "memory_format": "channels_last", "optimizer": "fused"}
+APART = {**GIVEN, "micro_batch": 8}
 
 
 def run(plan: Any, model: nn.Module | None = None, **more: Any) -> Any:
@@ -496,6 +543,28 @@ def test_a_run_that_is_resumed_keeps_its_plan_and_its_bits(
     fresh = net()
     assert [p.stride() for p in resumed.model.parameters()] == [p.stride() for p in fresh.parameters()]
     assert resumed.state.optimizer.param_groups[0]["fused"] is None
+
+
+@pytest.mark.parametrize("word", [APART, "measured", {"threads": "off"}], ids=str)
+def test_a_run_in_chosen_pieces_is_resumed_in_them(tmp_path: Path, word: Any) -> None:
+    whole = run(APART, net(norm=False))
+    run(APART, net(norm=False), out=tmp_path, hooks=[PauseAt(5)])
+    resumed = run(word, net(norm=False), out=tmp_path, resume=True)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    document = json.loads((Path(resumed.path) / "plan.json").read_text())
+    assert document["choices"]["micro_batch"] == 8
+    assert document["update"] == "accumulate"
+
+
+def test_in_a_resume_the_users_own_micro_batch_is_taken_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(APART, net(norm=False), out=tmp_path, hooks=[PauseAt(5)])
+    resumed = run(APART, net(norm=False), out=tmp_path, resume=True, micro_batch=16, quiet=False)
+    assert "plan: micro_batch was 8 and is off, the same to rounding" in capsys.readouterr().out
+    for one, other in zip(run(APART, net(norm=False)).model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_a_switch_that_is_turned_off_by_hand_is_off_in_a_resume_and_that_is_said(

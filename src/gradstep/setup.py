@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradstep import heap
 from gradstep.clock import Clock
 from gradstep.data import BatchFeed, Feed, OwnFeed, OwnOrder, adapt, augmentations
 from gradstep.data.workers import shared_memory_note
@@ -28,7 +29,7 @@ from gradstep.optim.options import check_groups
 from gradstep.optim.replacing import Replaced, replace
 from gradstep.plan.asked import Asked
 from gradstep.plan.document import Plan
-from gradstep.plan.proposals import Given, apply, laid_out, threads_of
+from gradstep.plan.proposals import Given, apply, laid_out, take_apart, threads_of
 from gradstep.precision import forward_in
 from gradstep.scheduling import Scheduled, bind
 from gradstep.state import TrainState, bases_of
@@ -64,6 +65,8 @@ class Training:
         Always on these, so that a run decides the same when it is resumed.
         """
         feed, update = self.feed, self.update
+        if (chosen := self.plan.choices.get("micro_batch")) is not None:
+            take_apart(update, chosen)
         if not isinstance(feed, Feed):
             return
         whole = update.micro_batch is None and update.stat_group is None  # nothing depends on the batch's size then
@@ -72,7 +75,7 @@ class Training:
             for batch in [feed.sample()] if whole else (feed[number] for number in numbers):
                 seed_model(self.device, key(self.state.seed, "model"))
                 update.decide(*update.unpack(batch))
-        self.plan = Plan.decide(self.asked, self.update, self.device)
+        self.plan = self.plan.decided(self.update)
         self.notes += [note for note in self.update.notes if note not in self.notes]
 
     def follow(self, plan: Mapping[str, Any]) -> list[str]:
@@ -82,11 +85,12 @@ class Training:
         """
         self.plan = self.plan.kept(plan, self.asked)
         method = plan.get("update")
-        if self.plan.micro_batches and method in ("accumulate", "two_pass") and method != self.plan.update:
+        if "micro_batch" in self.plan.choices:
+            self.decide()
+        elif self.plan.micro_batches and method in ("accumulate", "two_pass") and method != self.plan.update:
             self.update.method = method
             self.update.found.ways.clear()
             self.decide()
-            self.plan = self.plan.kept(plan, self.asked)
         return [f"plan: {line}, the same to rounding, not bit for bit" for line in self.plan.departures(plan)]
 
     @contextmanager
@@ -201,9 +205,11 @@ def assemble(
     _whole("seed", seed, 0)
     yes_or_no("drop_last", drop_last)
     asked = Asked.parse(plan)
+    asked = asked if micro_batch is None else asked.without("micro_batch")  # it is said what is to be in memory
     if (epochs is None) == (steps is None):
         raise RecipeError("say how long to train: either epochs or steps" + (", not both." if epochs else "."))
     place = choose_device(device, model)
+    heap.keep_freed()
     model.to(place)
     if isinstance(criterion, nn.Module):
         criterion.to(place)

@@ -12,7 +12,8 @@ MEASURED, OFF = "measured", "off"
 # What each switch may be set to by hand, beside `measured` and `off`; int stands for a number of at least 1.
 SWITCHES: dict[str, tuple[Any, ...]] = {
     "memory_format": ("channels_last",),
-    "optimizer": ("fused",),
+    "micro_batch": (int,),
+    "optimizer": ("fused", "foreach"),
     "threads": (int,),
     "evaluation": ("channels_last",),
     "compile": ("model",),
@@ -52,6 +53,10 @@ class Asked:
                 raise RecipeError(f"plan.{name}: {value!r} is none of {listed(words)}.")
             switches[name] = value
         return cls(switches)
+
+    def without(self, switch: str) -> Asked:
+        """The same with this switch off."""
+        return Asked({**self.switches, switch: OFF})
 
     @property
     def name(self) -> str:

@@ -80,6 +80,8 @@ def choose(
         return
     adopted = {verdict.switch: verdict.value for verdict in found if verdict.adopted}
     training.plan = plan.chosen({**plan.choices, **adopted}, found)
+    if "micro_batch" in adopted:
+        training.decide()  # how batches are taken is another thing now
 
 
 Take = Callable[[Any, list[Any], int], object]
@@ -179,7 +181,7 @@ class _Search:
         return Verdict(proposal.switch, value, "adopted", why, ratio, final=True)
 
     def _verified(self, choices: Mapping[str, Any], proposal: Proposal) -> float:
-        samples = proposal.samples
+        samples = proposal.samples(choices[proposal.switch])
         if proposal.evaluates:
             few = [first_of(batch, self._training, samples or _MANY) for batch in self._batches]
             return outputs_apart(self._training, few, lambda shadow: apply(shadow, choices, self._known))

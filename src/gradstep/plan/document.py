@@ -56,6 +56,21 @@ class Plan:
     @classmethod
     def decide(cls, asked: Asked, update: Update, device: torch.device) -> Plan:
         """The plan for an update as far as it has decided, with what is set by hand."""
+        begun = cls(
+            plan=asked.name,
+            update="one_pass",
+            proof="",
+            micro_batches={},
+            stat_group=update.stat_group,
+            dropout=update.dropout,
+            device=str(device),
+            threads=torch.get_num_threads(),
+            choices=asked.given,
+        )
+        return begun.decided(update)
+
+    def decided(self, update: Update) -> Plan:
+        """The same plan with how the update takes its batches, as far as it has decided."""
         apart: dict[int, Way] = {samples: way for samples, way in update.ways.items() if len(way.sizes) > 1}
         method, proof = "one_pass", ""
         if update.micro_batch is not None and not update.ways:
@@ -63,17 +78,8 @@ class Plan:
         elif apart:
             way = apart[max(apart)]
             method, proof = way.method, way.proof
-        return cls(
-            plan=asked.name,
-            update=method,
-            proof=proof,
-            micro_batches={str(samples): list(way.sizes) for samples, way in apart.items()},
-            stat_group=update.stat_group,
-            dropout=update.dropout,
-            device=str(device),
-            threads=torch.get_num_threads(),
-            choices=asked.given,
-        )
+        sizes = {str(samples): list(way.sizes) for samples, way in apart.items()}
+        return replace(self, update=method, proof=proof, micro_batches=sizes)
 
     def chosen(self, choices: Mapping[str, Any], verdicts: Sequence[Verdict], note: str = "") -> Plan:
         """The same plan with what was found by measuring."""

@@ -16,15 +16,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gradstep.data import Feed
 from gradstep.errors import RecipeError
 from gradstep.module_state import layouts
 from gradstep.optim import SGD
+from gradstep.update import Update
+from gradstep.update.norm import coupled
+from gradstep.update.update import Found
 
 if TYPE_CHECKING:
     from gradstep.setup import Training
 
 Undo = Callable[[], None]
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, SGD)
+_FEWEST = 32  # samples in a micro-batch: in smaller ones kernels have too little to do
 _COMPILING = 60.0  # seconds that a small net's compilation takes on two cores, its verification's included
 
 
@@ -34,15 +39,15 @@ class Proposal:
 
     `values` gives what to try on a training, the most promising first, nothing where there is nothing in it for it.
     `apply` sets the switch and returns what undoes that; it may raise. `seconds` is what it costs beside steps.
-    `samples` is how many of a batch show whether it changes what is computed; None: all of them. With `evaluates` it is
-    a pass without gradients that it may make faster, and not a step.
+    `samples` is how many of a batch show whether a value changes what is computed; None: all of them. With `evaluates`
+    it is a pass without gradients that it may make faster, and not a step.
     """
 
     switch: str
     values: Callable[[Training], list[Any]]
     apply: Callable[[Training, Any], Undo]
     seconds: float = 0.0
-    samples: int | None = 16
+    samples: Callable[[Any], int | None] = lambda value: 16  # noqa: ARG005
     evaluates: bool = False
 
 
@@ -138,14 +143,16 @@ class Given:
 
     def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:
         self._images = [(tensor, tensor.data) for tensor in _images_of(model)]
-        self._fused = [(group, group["fused"]) for group in groups if "fused" in group]
+        self._options = [
+            (group, name, group[name]) for group in groups for name in ("fused", "foreach") if name in group
+        ]
 
     def give_back(self, training: Training) -> None:
         """They are so again, with the numbers that they have now."""
         _put_back(list(self._images))
         _lay_out_slots(training)
-        for group, was in self._fused:
-            group["fused"] = was
+        for group, name, was in self._options:
+            group[name] = was
 
 
 @torch.no_grad()
@@ -157,25 +164,58 @@ def _lay_out_slots(training: Training) -> None:
                 slots[name] = torch.empty_like(parameter, dtype=slot.dtype).copy_(slot)
 
 
-def _with_a_fused_kernel(training: Training) -> list[Any]:
+def _pieces(training: Training) -> list[Any]:
+    """Parts of a large batch: what the forward leaves for the backward may then still be in the cache.
+
+    Where the user says what BatchNorm's statistics are of, that is his to say.
+    """
+    update, feed = training.update, training.feed
+    said = update.stat_group is not None or bool(coupled(training.state.model))
+    if said or not isinstance(feed, Feed) or training.device.type != "cpu":
+        return []
+    return [part for part in (feed.batch_size // 4, feed.batch_size // 16) if part >= _FEWEST]
+
+
+def take_apart(update: Update, micro_batch: int) -> None:
+    """Has it accumulate its batches from micro-batches, and no other way: where that is not exact, it raises."""
+    if (update.micro_batch, update.method) != (micro_batch, "accumulate"):
+        update.micro_batch, update.method, update.found = micro_batch, "accumulate", Found()
+
+
+def _take_apart(training: Training, value: Any) -> Undo:
+    """Not undone: the update is the run's own, and nothing of the user's has changed."""
+    take_apart(training.update, value)
+    return _nothing
+
+
+def _nothing() -> None:
+    """What undoes nothing."""
+
+
+def _with_a_kernel_for_all(training: Training) -> list[Any]:
+    """`fused` goes through all parameters in one kernel; where there is none, `foreach` at least in one call."""
     optimizer = training.state.optimizer
-    free = all(
-        not any(group.get(each) for each in ("fused", "foreach", "differentiable")) for group in optimizer.param_groups
-    )
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    fits = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in held)
-    return ["fused"] if type(optimizer) in _FUSED and free and fits else []
+    groups = optimizer.param_groups
+    if any(group.get(each) for group in groups for each in ("fused", "foreach", "differentiable")):
+        return []
+    held = [parameter for group in groups for parameter in group["params"]]
+    if not all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in held):
+        return []
+    if type(optimizer) in _FUSED:
+        return ["fused"]
+    own = type(optimizer).__module__.startswith("torch.optim.")  # of a class of the user's, `foreach` may be anything
+    return ["foreach"] if own and all("foreach" in group for group in groups) else []
 
 
-def _fuse(training: Training, value: Any) -> Undo:  # noqa: ARG001
+def _take_all_at_once(training: Training, value: Any) -> Undo:
     groups = training.state.optimizer.param_groups
-    before = [(group, group["fused"]) for group in groups]
+    before = [(group, group[value]) for group in groups]
     for group in groups:
-        group["fused"] = True
+        group[value] = True
 
     def undo() -> None:
         for group, was in before:
-            group["fused"] = was
+            group[value] = was
 
     return undo
 
@@ -248,8 +288,9 @@ def _compile(training: Training, value: Any) -> Undo:  # noqa: ARG001
 # Cheap and promising ones first: what is left when the time for measuring is over is not tried.
 PROPOSALS = (
     Proposal("memory_format", _with_images, _to_channels_last),
-    Proposal("optimizer", _with_a_fused_kernel, _fuse),
+    Proposal("micro_batch", _pieces, _take_apart, samples=lambda value: 2 * value + value // 2),
+    Proposal("optimizer", _with_a_kernel_for_all, _take_all_at_once),
     Proposal("threads", _fewer_threads, _set_threads),
     Proposal("evaluation", _with_images, _lay_out_for_evaluations, evaluates=True),
-    Proposal("compile", _compilable, _compile, seconds=_COMPILING, samples=None),
+    Proposal("compile", _compilable, _compile, seconds=_COMPILING, samples=lambda value: None),  # noqa: ARG005
 )

@@ -1,11 +1,12 @@
 """`python -m benchmarks.images`: a list of image files trained on, against torch's DataLoader.
 
-Record: records/images.json. 10,000 PNG of 32×32, grey, from MNIST, listed in a CSV; LeNet, batches of 64, SGD; three
-epochs. On one side `data.open_data` and `gradstep.steps`; on the other a `Dataset` that opens each file with Pillow
-and makes floats of it, normalised, in a `DataLoader` with two persistent workers, and the loop that anybody writes.
-Timed are the first epoch, from before the CSV is opened to the last step's end, and the mean of the epochs after it:
-with an empty cache of decoded images, and once more with the one that the run before it left. The CSV and the files
-are in the system's own cache.
+Record: records/images.json. 10,000 PNG of 32×32, grey, from MNIST, listed in a CSV; a small net (1024-32-10), and
+LeNet, in which the net's own steps are most of the time; batches of 64, SGD; three epochs. On one side
+`data.open_data` and `gradstep.steps`; on the other a `Dataset` that opens each file with Pillow and makes floats of
+it, normalised, in a `DataLoader` with two persistent workers, and the loop that anybody writes.
+Timed are the first epoch, from before the
+CSV is opened to the last step's end, and the mean of the epochs after it: with an empty cache of decoded images, and
+once more with the one that the run before it left. The CSV and the files are in the system's own cache.
 
 Each round is a process of its own, of one thread, that only begins the clock behind its imports; the contenders take
 turns, A B B A. A fourth trains from memory, with no files: what is left of an epoch when data cost nothing.
@@ -51,15 +52,24 @@ def make_files(folder: Path) -> None:
     (folder / "list.csv").write_text("\n".join(lines))
 
 
-def ours(csv: str) -> list[float]:
+def net(name: str) -> Any:
+    from torch import nn
+
+    from gradstep.models import LeNet
+
+    if name == "lenet":
+        return LeNet(channels=1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def ours(csv: str, name: str) -> list[float]:
     """Seconds since the start at the end of each epoch."""
     import torch
 
     import gradstep
     from gradstep import data
-    from gradstep.models import LeNet
 
-    model = LeNet(channels=1)
+    model = net(name)
     steps = gradstep.steps  # imports what it needs
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)  # the first one imports for a second or two
     began, ends = time.perf_counter(), []
@@ -81,7 +91,7 @@ def ours(csv: str) -> list[float]:
     return ends
 
 
-def theirs(csv: str) -> list[float]:
+def theirs(csv: str, name: str) -> list[float]:
     """The same by hand."""
     import numpy as np
     import torch
@@ -102,10 +112,10 @@ def theirs(csv: str) -> list[float]:
                 pixels = torch.from_numpy(np.array(image))
             return (pixels[None].float() / 255 - 0.1) / 0.3, label
 
-    return by_hand(lambda: DataLoader(Files(), BATCH, shuffle=True, num_workers=2, persistent_workers=True))
+    return by_hand(lambda: DataLoader(Files(), BATCH, shuffle=True, num_workers=2, persistent_workers=True), name)
 
 
-def bare(csv: str) -> list[float]:  # noqa: ARG001
+def bare(csv: str, name: str) -> list[float]:  # noqa: ARG001
     """The loop alone, over as many images that lie in memory, ready."""
     import torch
 
@@ -115,16 +125,14 @@ def bare(csv: str) -> list[float]:  # noqa: ARG001
         def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             return ((inputs[numbers], targets[numbers]) for numbers in torch.randperm(COUNT).split(BATCH))
 
-    return by_hand(Batches)
+    return by_hand(Batches, name)
 
 
-def by_hand(opened: Callable[[], Any]) -> list[float]:
+def by_hand(opened: Callable[[], Any], name: str) -> list[float]:
     """Seconds since before the batches were opened, at the end of each epoch of the loop that anybody writes."""
     import torch
 
-    from gradstep.models import LeNet
-
-    model = LeNet(channels=1)
+    model = net(name)
     criterion, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01)
     began, ends = time.perf_counter(), []
     batches = opened()
@@ -163,12 +171,12 @@ def large(folder: Path) -> dict[str, float]:
     return {name: round(1e3 * statistics.median(each), 1) for name, each in times.items()}
 
 
-def run(name: str, csv: Path, cache: Path) -> dict[str, float]:
+def run(name: str, csv: Path, cache: Path, model: str) -> dict[str, float]:
     """Seconds of one contender in a process of its own."""
     if name == NAMES[0]:
         shutil.rmtree(cache, ignore_errors=True)
     which = SIDES[name]
-    command = [sys.executable, "-m", "benchmarks.images", which, str(csv)]
+    command = [sys.executable, "-m", "benchmarks.images", which, str(csv), model]
     environment = {**os.environ, "GRADSTEP_CACHE": str(cache)}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
     ends: list[float] = json.loads(done.stdout)
@@ -186,15 +194,17 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     os.environ.setdefault("GRADSTEP_DATA", str(Path(__file__).resolve().parents[2] / "shared" / "data"))
-    if len(sys.argv) == 3:
+    if len(sys.argv) == 4:
         import torch
 
         torch.manual_seed(0)
         torch.set_num_threads(1)
-        print(json.dumps({"ours": ours, "theirs": theirs, "bare": bare}[sys.argv[1]](sys.argv[2])))
+        print(json.dumps({"ours": ours, "theirs": theirs, "bare": bare}[sys.argv[1]](*sys.argv[2:])))
         return
     rounds = int(sys.argv[1]) if len(sys.argv) == 2 else ROUNDS
-    times: dict[str, dict[str, list[float]]] = {name: {what: [] for what in GOALS} for name in NAMES}
+    times: dict[str, Any] = {
+        model: {name: {what: [] for what in GOALS} for name in NAMES} for model in ("small net", "lenet")
+    }
     with tempfile.TemporaryDirectory() as place:
         folder, cache = Path(place) / "files", Path(place) / "cache"
         folder.mkdir()
@@ -202,9 +212,10 @@ def main() -> None:
         time.sleep(2.5)  # files changed just now are not cached
         for number in range(rounds + 1):
             # The one with the cache comes behind the one that leaves it; the first round warms the system's cache.
-            for name in NAMES if number % 2 == 0 else (*NAMES[2:], *NAMES[:2]):
-                for what, seconds in run(name, folder / "list.csv", cache).items():
-                    times[name][what] += [seconds] if number else []
+            for model, its in times.items():
+                for name in NAMES if number % 2 == 0 else (*NAMES[2:], *NAMES[:2]):
+                    for what, seconds in run(name, folder / "list.csv", cache, model).items():
+                        its[name][what] += [seconds] if number else []
         jpegs = large(Path(place))
     import torch
 
@@ -216,12 +227,18 @@ def main() -> None:
         "rounds": rounds,
         "goals": GOALS,
         "ratios": {
-            name: {what: ratio(times[name][what], times[NAMES[2]][what]) for what in GOALS}
-            for name in NAMES
-            if name != NAMES[2]
+            model: {
+                name: {what: ratio(its[name][what], its[NAMES[2]][what]) for what in GOALS}
+                for name in NAMES
+                if name != NAMES[2]
+            }
+            for model, its in times.items()
         },
         "seconds": {
-            name: {what: round(statistics.median(each), 2) for what, each in times[name].items()} for name in NAMES
+            model: {
+                name: {what: round(statistics.median(each), 2) for what, each in its[name].items()} for name in NAMES
+            }
+            for model, its in times.items()
         },
         "ms for each JPEG of 3000×2000 at 64×64": jpegs,
     }

@@ -16,8 +16,8 @@ from PIL import Image
 
 import gradstep
 from gradstep import data, parts
-from gradstep.data import FileList, Options, Reading, open_data, read_csv
-from gradstep.data.listing import read_listing
+from gradstep.data import FileList, Options, Reading, open_data, read_csv, table
+from gradstep.data.listing import Listing, read_listing
 from gradstep.errors import DataError, RecipeError
 from gradstep.recipe import Recipe
 
@@ -843,3 +843,13 @@ def test_names_that_look_the_same_are_told_apart_as_the_file_system_does(tmp_pat
 def test_all_errors_name_the_file(tmp_path):
     for text in ("a.png;x;y\nb.png\n", "1,2,3\n4,5,6\n", "a.png,b.png,c\nd.png,e.png,f\n"):
         assert re.search(r"list\.csv", told(written(tmp_path, text)))
+
+
+@given(
+    cell=st.lists(st.sampled_from(["a", "b.png", ".", "..", "", "/", " "]), min_size=1, max_size=5).map("/".join),
+    folder=st.sampled_from([".", "x", "/y/z", "x/../y"]),
+)
+def test_a_file_is_named_as_path_names_it(cell: str, folder: str) -> None:
+    listing = Listing(Path(folder) / "list.csv", None, [[cell]], [1])
+    if cell:
+        assert table._files(listing, 0, [0]) == [str(Path(folder) / cell)]

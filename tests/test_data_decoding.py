@@ -63,7 +63,7 @@ def tried(monkeypatch) -> list[str]:
 
 def test_processes_are_tried_where_threads_don_t_win_and_enough_is_left(tried, monkeypatch):
     monkeypatch.setattr(decoding, "_TRIAL", 0.01)
-    monkeypatch.setattr(decoding, "_THREADS_WIN", 0.0)
+    monkeypatch.setattr(decoding, "_WINS", 0.0)
     monkeypatch.setattr(decoding, "_FORK", 0.0)
     before = multiprocessing.get_start_method(allow_none=True)
     values = list(range(3000))
@@ -73,6 +73,31 @@ def test_processes_are_tried_where_threads_don_t_win_and_enough_is_left(tried, m
     tried.clear()
     assert list(in_order(slow, values[:300], processes=False)) == [-n for n in values[:300]]
     assert tried == list(WAYS[:2])
+
+
+def test_small_files_are_nothing_for_threads_and_what_wins_goes_on(tried, monkeypatch):
+    monkeypatch.setattr(decoding, "_TRIAL", 0.01)
+    monkeypatch.setattr(decoding, "_FORK", 0.0)
+    monkeypatch.setattr(decoding, "_SMALL", 1.0)
+    monkeypatch.setattr(decoding, "_WINS", 10.0)
+    started = []
+    real = decoding._processes
+    monkeypatch.setattr(decoding, "_processes", lambda *given: started.append(given) or real(*given))
+    monkeypatch.setattr(decoding._processes, "__name__", "_processes")
+    values = list(range(3000))
+    assert list(in_order(slow, values)) == [-n for n in values]
+    assert tried == ["_inline", "_processes"]
+    assert len(started) == 1  # and not once for the trial and once for the rest
+
+
+@pytest.mark.parametrize("wins", [0.0, 10.0])
+def test_threads_that_win_are_all_that_is_tried_for_larger_files(tried, monkeypatch, wins):
+    monkeypatch.setattr(decoding, "_TRIAL", 0.01)
+    monkeypatch.setattr(decoding, "_FORK", 1e9)
+    monkeypatch.setattr(decoding, "_WINS", wins)
+    values = list(range(200))
+    assert list(in_order(slow, values)) == [-n for n in values]
+    assert tried == ["_inline", "_threads"]
 
 
 def test_one_core_is_for_one_way(tried, monkeypatch):

@@ -1,8 +1,8 @@
 """A function of many image files, inline, by threads or by processes: whichever was quickest on the first of them.
 
-What is timed is the work itself, and no result is thrown away: the first files are done inline, the next by threads,
-the next by processes where that may pay, and the rest in the way that took least. Results come in the order of the
-values and are the same whichever way they came.
+What is timed is the work itself, and no result is thrown away: the first files are done inline, the next by threads or
+by processes, and the rest in the way that took least; a way that clearly wins just goes on. Results come in the order
+of the values and are the same whichever way they came.
 
 Per file, on a machine of 2 cores that others used too; once, with plain pools of threads and of forked processes:
 
@@ -14,8 +14,8 @@ Per file, on a machine of 2 cores that others used too; once, with plain pools o
 | JPEG of 500×500 | 2.8 ms | 1.7 ms | 3.6 ms |
 | PNG of 1600×1600 | 127 ms | 65 ms | 88 ms |
 
-Pillow lets go of the interpreter only while it decodes: for small files threads stand in each other's way. Processes
-send the pixels back, which costs more than it gains where images are large.
+Pillow lets go of the interpreter only while it decodes: for small files threads stand in each other's way, and are not
+tried. Processes send the pixels back, which costs more than it gains where images are large: there threads are first.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from gradstep.data.workers import Question, answers
 from gradstep.errors import DataError, ProcessLostError
 
 _TRIAL = 0.05  # seconds that each way is tried for
-_PIECE = 0.01  # seconds of work that are handed to a thread or a process at once
+_PIECE = 0.02  # seconds of work that are handed to a thread or a process at once
 _MOST = 256  # values in a piece, at most
 _FORK = 0.5  # seconds of work left for which processes are tried: starting them takes about a tenth of that
 _WORKERS = 16  # threads or processes, at most
-_THREADS_WIN = 0.75  # of the time inline: below it the interpreter is free, and processes would only add copies
+_SMALL = 0.00025  # seconds: files that take less are nothing for threads
+_WINS = 0.75  # of the time inline: a way that takes no more goes on, and nothing else is tried
 
 Function = Callable[[Any], Any]
 Pieces = Iterator[range]  # places in the list of values
@@ -61,13 +62,14 @@ def in_order(function: Function, values: Sequence[Any], processes: bool = True) 
     cost[_inline] = yield from _tried(_inline, function, values, pieces)
     if cores > 1 and pieces.left:
         pieces.length = max(1, min(_MOST, int(_PIECE / max(cost[_inline], 1e-9))))
-        cost[_threads] = yield from _tried(_threads, function, values, pieces)
-        in_the_way = cost[_threads] > _THREADS_WIN * cost[_inline]
-        if processes and in_the_way and pieces.left * min(cost.values()) > _FORK and _can_fork():
-            cost[_processes] = yield from _tried(_processes, function, values, pieces)
-    quickest = min(cost, key=lambda way: cost[way])
-    for results in quickest(function, values, pieces):
-        yield from results
+        for way in (_processes,) if cost[_inline] < _SMALL else (_threads, _processes):
+            worth_it = processes and pieces.left * min(cost.values()) > _FORK and _can_fork()
+            if pieces.left and (worth_it or way is _threads):
+                cost[way] = yield from _tried(way, function, values, pieces, _WINS * cost[_inline])
+    if pieces.left:
+        quickest = min(cost, key=lambda way: cost[way])
+        for results in quickest(function, values, pieces):
+            yield from results
 
 
 class _Pieces(Iterator[range]):
@@ -87,16 +89,19 @@ class _Pieces(Iterator[range]):
         return range(start, self.at)
 
 
-def _tried(way: Way, function: Function, values: Sequence[Any], pieces: _Pieces) -> Generator[Any, None, float]:
+def _tried(
+    way: Way, function: Function, values: Sequence[Any], pieces: _Pieces, wins: float = 0.0
+) -> Generator[Any, None, float]:
     """The results of the next values in one way, for as long as a trial lasts: the seconds that each took.
 
-    The first piece is not counted: it bears what starting costs. Infinite where there was nothing to count.
+    A way by which they take no more than `wins` goes on to the end. The first piece is not counted: it bears what
+    starting costs. Infinite where there was nothing to count.
     """
     began: float | None = None
     count, seconds = 0, math.inf
 
     def until_the_end() -> Pieces:
-        while pieces.left and (count == 0 or began is None or time.perf_counter() - began < _TRIAL):
+        while pieces.left and (count == 0 or began is None or time.perf_counter() - began < _TRIAL or seconds <= wins):
             yield next(pieces)
 
     with closing(way(function, values, until_the_end())) as answered:

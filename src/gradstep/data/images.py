@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # Pillow's modes for 16 bits a pixel
 _TOLD_EARLY = ("JPEG", "MPO")  # formats whose EXIF tag is known before the pixels are decoded
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, "F": 1}
+Pixels = np.ndarray[Any, Any]
 
 
 def is_image(path: str | Path) -> bool:
@@ -86,11 +87,11 @@ def read_image(path: str | Path | BinaryIO, reading: Reading) -> Tensor:
         raise UnreadableError(trouble(error)) from error
 
 
-def read_native(path: str | Path | BinaryIO, reading: Reading) -> tuple[str, Tensor]:
-    """`(mode as native_mode tells it, image as read_image gives it)`, the file opened once."""
+def read_native(path: str | Path | BinaryIO, reading: Reading) -> tuple[str, Pixels]:
+    """`(mode as native_mode tells it, image as read_image gives it)`, the file opened once, the image as an array."""
     try:
         with Image.open(path) as image:
-            return _mode(image), as_tensor(image, reading)
+            return _mode(image), _pixels(image, reading)
     except UnreadableError:
         raise
     except Exception as error:
@@ -99,6 +100,10 @@ def read_native(path: str | Path | BinaryIO, reading: Reading) -> tuple[str, Ten
 
 def as_tensor(image: Image.Image, reading: Reading) -> Tensor:
     """A Pillow image as `read_image` gives it."""
+    return torch.from_numpy(_pixels(image, reading))
+
+
+def _pixels(image: Image.Image, reading: Reading) -> Pixels:
     orientation = _orientation(image) if image.format in _TOLD_EARLY else None
     if reading.size is not None:
         _draft(image, reading.size, swapped=orientation is not None and orientation >= 5)
@@ -114,7 +119,7 @@ def as_tensor(image: Image.Image, reading: Reading) -> Tensor:
     # Quicker than np.array(pixels), which asks by Pillow's interface; a bytearray, as torch has no read-only tensors.
     values = np.frombuffer(bytearray(pixels.tobytes()), np.float32 if pixels.mode == "F" else np.uint8)
     values = values.reshape(pixels.height, pixels.width, -1)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
 def _draft(image: Image.Image, size: tuple[int, int], swapped: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from benchmarks.speed import estimates, parity
 from benchmarks.speed.batches import Order
-from benchmarks.speed.blocks import Pair, calibrated, enough, kept, turns
+from benchmarks.speed.blocks import Pair, calibrated, enough, kept, side_by_side, turns
 from benchmarks.speed.cells import CELLS, OTHERS, job
 from benchmarks.speed.clock import Clock, peak_kb
 from benchmarks.speed.measuring import SHORT, Bench, Form, figures
@@ -125,6 +126,31 @@ def test_blocks_take_turns_a_b_b_a_and_last_alike() -> None:
     rounds = [order[first : first + 4] for first in range(0, 80, 4)]
     assert set(rounds) == {"ABBA", "BAAB"}
     assert estimates.ratio([pairs]).value == pytest.approx(0.25)
+
+
+def test_what_runs_side_by_side_changes_places_and_a_pair_is_of_both() -> None:
+    class Core:
+        """A core's contender: on the second core everything takes twice as long."""
+
+        def __init__(self, us: float) -> None:
+            self.us, self.core, self.running = us, 0, 0
+
+        def run(self, steps: int) -> Block:
+            return block(self.us, steps=steps)
+
+        def stay_on(self, cores: set[int]) -> None:
+            (self.core,) = cores
+
+        def begin(self, steps: int) -> None:
+            self.running = steps
+
+        def end(self) -> Block:
+            return block(self.us * (1 if self.core == sorted(os.sched_getaffinity(0))[0] else 2), steps=self.running)
+
+    pairs = side_by_side(Core(100), Core(400), 5, 0.2)
+    assert len(pairs) == 5
+    assert estimates.ratio([pairs]).value == pytest.approx(0.25)
+    assert pairs[0].ours.wall_us == pytest.approx(150)
 
 
 def test_the_gate_lets_rounding_through_and_nothing_else() -> None:

@@ -1,7 +1,8 @@
-"""Blocks of two contenders that take turns, A B B A, and which pairs of them count."""
+"""Blocks of two contenders, in turns or side by side, and which pairs of them count."""
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -21,6 +22,16 @@ class Asked(Protocol):
     """A contender that makes steps when it is asked to."""
 
     def run(self, steps: int) -> Block: ...
+
+
+class Placed(Asked, Protocol):
+    """One that can be left alone meanwhile, on a core of its own."""
+
+    def begin(self, steps: int) -> None: ...
+
+    def end(self) -> Block: ...
+
+    def stay_on(self, cores: set[int]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,35 @@ def turns(ours: Asked, theirs: Asked, rounds: int, seconds: float, draws: random
                 blocks[which] = both[which].run(steps[which])
             pairs.append(Pair(blocks[0], blocks[1]))
     return pairs
+
+
+def side_by_side(ours: Placed, theirs: Placed, rounds: int, seconds: float) -> list[Pair]:
+    """Rounds in which both run at the same time, each of one thread on a core of its own; then they change places.
+
+    What disturbs the machine disturbs both in the same moment, and a core that is slower does so to both: a duet
+    (Bulej et al., "Duet Benchmarking", arXiv 2001.05811). A pair is of one round, both places together.
+    """
+    both, cores = (ours, theirs), sorted(os.sched_getaffinity(0))[:2]
+    steps = [calibrated(each, seconds) for each in both]
+    pairs = []
+    for _ in range(rounds):
+        blocks: list[list[Block]] = []
+        for places in (cores, cores[::-1]):
+            time.sleep(PAUSE_S)
+            for each, core, count in zip(both, places, steps, strict=True):
+                each.stay_on({core})
+                each.begin(count)
+            blocks.append([each.end() for each in both])
+        first, second = blocks
+        pairs.append(Pair(_together(first[0], second[0]), _together(first[1], second[1])))
+    return pairs
+
+
+def _together(one: Block, other: Block) -> Block:
+    return Block(
+        one.steps + other.steps, one.wall_ns + other.wall_ns, one.cpu_ns + other.cpu_ns,
+        max(one.peak_kb, other.peak_kb), stolen=max(one.stolen, other.stolen),
+    )  # fmt: skip
 
 
 def kept(pairs: Sequence[Pair]) -> list[Pair]:

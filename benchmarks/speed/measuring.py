@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import estimates, parity
-from benchmarks.speed.blocks import Pair, enough, kept, turns
+from benchmarks.speed.blocks import Pair, enough, kept, side_by_side, turns
 from benchmarks.speed.cells import Cell, job
 from benchmarks.speed.estimates import Estimate
 from benchmarks.speed.problems import Data, Job, prepare
@@ -90,11 +90,19 @@ def duel(bench: Bench, ours: Job, theirs: Job) -> dict[str, Any]:
         with bench.servers(ours, theirs) as (one, other):
             for name, server in (("ours", one), ("theirs", other)):
                 apart[name] = max(apart[name], bench.same_steps(server))
-            pairs = turns(one, other, bench.form.rounds, bench.form.seconds, bench.draws)
+            pairs = _pairs(bench, one, other)
         made += len(pairs)
         restarts.append(kept(pairs))
     enough(restarts)
     return {"restarts": restarts, "pairs": sum(map(len, restarts)), "made": made, "apart": apart}
+
+
+def _pairs(bench: Bench, one: Server, other: Server) -> list[Pair]:
+    """Side by side where each needs one core and there are two, else in turns."""
+    form, alone = bench.form, one.job.threads == other.job.threads == 1
+    if alone and hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1:
+        return side_by_side(one, other, 2 * form.rounds, form.seconds)
+    return turns(one, other, form.rounds, form.seconds, bench.draws)
 
 
 def figures(bench: Bench, cell: Cell) -> dict[str, Any]:

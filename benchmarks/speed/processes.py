@@ -8,6 +8,7 @@ import selectors
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,16 +72,30 @@ class Server:
 
     def run(self, steps: int, losses: bool = False) -> Block:
         """Lets it make that many steps."""
+        self.begin(steps, losses)
+        return self.end()
+
+    def begin(self, steps: int, losses: bool = False) -> None:
+        """Lets it begin a block, and does not wait."""
         self.ready()
         assert self._process.stdin is not None
-        before, began = stolen_s(), time.perf_counter()
+        self._before, self._began = stolen_s(), time.perf_counter()
         try:
             self._process.stdin.write(json.dumps({"steps": steps, "losses": losses}).encode() + b"\n")
         except BrokenPipeError:
             raise Void(self._why("it has ended")) from None
+
+    def end(self) -> Block:
+        """Waits for the block that was begun."""
         answer = self._answer()
-        share = (stolen_s() - before) / (time.perf_counter() - began) / (os.cpu_count() or 1)
+        share = (stolen_s() - self._before) / (time.perf_counter() - self._began) / (os.cpu_count() or 1)
         return Block(**answer, stolen=share)
+
+    def stay_on(self, cores: set[int]) -> None:
+        """All its threads run on these cores alone from here on."""
+        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # one that has just ended
+                os.sched_setaffinity(int(task.name), cores)
 
     def close(self) -> None:
         assert self._process.stdin is not None

@@ -26,12 +26,15 @@ batch is asked for to the moment the batch after its last one is. So data, forwa
 tool does for a step are inside. All start from the same weights and take the same batches of 64 in the same order.
 Before anything is timed the first {STEPS} losses must be those of the loop by hand, to {SAME:.0e} relative
 ({REARRANGED:.0e} where the same sums are added in another order: Keras, fused optimizers, other memory formats), or
-the cell is void. Then they take turns, A B B A; which begins is drawn. The figure is the median of the pairs' ratios
-of time a step, with a bootstrap interval of 95 % over process restarts and pairs ({SHORT.restarts} restarts in the
-short form, {FULL.restarts} in the full one). A pair is left out, as a whole, if in either block the host stole more
-than {100 * STOLEN:.0f} % of the machine's time, or a process got less than {100 * SHARE:.0f} % of its usual CPU time
-for its wall time; fewer than {FEWEST} pairs are no figure. A goal is met when the interval's upper end is within it,
-and missed when its lower end is not. Memory is the peak of the resident set.
+the cell is void. Then those on two threads take turns, A B B A; which begins is drawn. Those on one thread run side by
+side, each on a core of its own, and change places: what disturbs the machine disturbs both in the same moment. The
+figure is the median of the pairs' ratios of time a step, with a bootstrap interval of 95 % over process restarts and
+pairs ({SHORT.restarts} restarts in the short form, {FULL.restarts} in the full one). A pair is left out, as a whole,
+if in either block the host stole more than {100 * STOLEN:.0f} % of the machine's time, or a process got less than {
+    100 * SHARE:.0f} % of its usual CPU time for its wall time; fewer than {
+    FEWEST
+} pairs are no figure. A goal is met when the
+interval's upper end is within it, and missed when its lower end is not. Memory is the peak of the resident set.
 
 The loops by hand look for a loss or gradient that is no number before each update, as gradstep does. The tutorial's
 loads sample by sample through a DataLoader and reads the loss of each step; the good one has whole batches of floats in

@@ -54,6 +54,8 @@ class Guard:
     rule: OnNonfinite
     _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _holders: list[nn.Module] | None = None  # found once: a walk through a large model takes longer than the copies
+    # Above 0 while a gradient on the CPU is not finite: one for all steps, since making one takes longer than the look.
+    _flag: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32, device="cpu"))
 
     def before(self, state: TrainState) -> None:
         """Notes what a forward may spoil: a step that is not made is to be as if it had not been.
@@ -78,12 +80,15 @@ class Guard:
         step = state.step + 1
         known = state.step in state.left_out  # found when the run came by here before
         groups = state.optimizer.param_groups
-        outcome.spoiled = spoiled([parameter.grad for group in groups for parameter in group["params"]])
-        if outcome.loss.device.type != "cpu" and self.rule.policy != "skip" and not known:
-            return True
-        # These two lines wait for a device.
-        loss, gradient = float(outcome.loss), not bool(outcome.spoiled)
-        outcome.spoiled = None  # it is read
+        gradients = [own for group in groups for parameter in group["params"] if (own := parameter.grad) is not None]
+        gradient = self._finite(gradients) if outcome.loss.is_cpu else None
+        if gradient is None:
+            outcome.spoiled = spoiled(gradients)
+            if not outcome.loss.is_cpu and self.rule.policy != "skip" and not known:
+                return True
+            gradient = not bool(outcome.spoiled)  # this line and the next one wait for a device
+            outcome.spoiled = None  # it is read
+        loss = float(outcome.loss)
         fine = math.isfinite(loss) or not says_something(state.criterion, outcome)
         if fine and gradient and not known:
             return True
@@ -94,6 +99,22 @@ class Guard:
             raise DivergedError(_diverged(step, None if fine else loss), step)
         self.leave_out(state, state.step)
         outcome.left_out = True
+        return False
+
+    def _finite(self, gradients: list[Tensor]) -> bool | None:
+        """Whether all numbers are finite, by one call for all gradients, whatever their dtypes; None where it can't.
+
+        To ask first whether it can would take longer than the look.
+        """
+        if not gradients or not gradients[0].is_cpu:
+            return None
+        try:
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._flag, _ONE)
+        except RuntimeError:  # something among them is not dense, or can't be written
+            return None
+        if self._flag.item() == 0:
+            return True
+        self._flag.zero_()
         return False
 
     def leave_out(self, state: TrainState, at: int) -> None:
@@ -130,16 +151,7 @@ def spoiled(gradients: Iterable[Tensor | None]) -> Tensor:
     gradient stays as it is, bit for bit. Where it can't write it is not used: complex numbers, and elements that
     share their memory.
     """
-    given = [gradient for gradient in gradients if gradient is not None]
-    if given and given[0].device.type == "cpu":
-        flag = torch.zeros((), dtype=torch.float32, device="cpu")
-        try:  # all at once, whatever their dtypes: to ask each first would take longer than the look
-            torch._amp_foreach_non_finite_check_and_unscale_(given, flag, _ONE)
-        except RuntimeError:  # something among them is not dense, or can't be written: one kind after the other
-            pass
-        else:
-            return flag
-    dense = [_numbers(gradient) for gradient in given]
+    dense = [_numbers(gradient) for gradient in gradients if gradient is not None]
     by_kind: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
     for gradient in dense:
         read_only = gradient.is_complex() or 0 in gradient.stride()

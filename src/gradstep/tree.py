@@ -33,6 +33,8 @@ def to_device(tree: Any, device: torch.device) -> Any:
 
 def detach(tree: Any) -> Any:
     """The same nest cut off from the graph."""
+    if type(tree) is Tensor:  # as most are: a walk takes twice as long
+        return tree.detach()
     return map_tensors(Tensor.detach, tree)
 
 

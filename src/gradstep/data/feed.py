@@ -68,7 +68,8 @@ class Feed:
                 f"{what}: {len(source)} samples make no batch of {batch_size} when the last one is dropped. "
                 "Lower batch_size or leave drop_last out."
             )
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the last epoch's, so that it is drawn once
+        # The last epoch's, in its batches, so that it is drawn once and cut in one call.
+        self._order: tuple[int, Sequence[Tensor]] = (-1, ())
         # What each batch is held against while it is on the CPU, where looking costs no wait for a device.
         self.checks: list[Check] = [] if source.in_memory and all_finite(source, what) else [refuse_non_finite]
 
@@ -86,12 +87,9 @@ class Feed:
         epoch, batch = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             length = len(self.source)
-            self._order = (
-                epoch,
-                permutation(length, self.seed, epoch) if self.shuffle else torch.arange(length),
-            )
-        start = batch * self.batch_size
-        return epoch, self._order[1][start : min(start + self.batch_size, self.samples)]
+            order = permutation(length, self.seed, epoch) if self.shuffle else torch.arange(length)
+            self._order = (epoch, order[: self.samples].split(self.batch_size))
+        return epoch, self._order[1][batch]
 
     def __getitem__(self, step: int) -> Any:
         epoch, indices = self.indices(step)

@@ -5,7 +5,8 @@
     rewind    the run goes back to its last checkpoint and comes by again, this step changing nothing
 
 What `skip` and `rewind` left out is in the state and in metrics.jsonl, and there may be ten such steps in a run
-unless another number is given: `{"skip": 3}`.
+unless another number is given: `{"skip": 3}`. In fp16 a gradient that overflows under its scale is no such step: it
+changes nothing but the scale, and is in metrics.jsonl alone.
 """
 
 from __future__ import annotations
@@ -68,33 +69,43 @@ class Guard:
         if not self._holders:
             return
         held = (buffer for module in self._holders for buffer in module.buffers(recurse=False))
-        waits = self.rule.policy != "stop"
+        waits = self.rule.policy != "stop" or state.scale is not None
         self._buffers = [(buffer, buffer.clone()) for buffer in held if waits or buffer.device.type == "cpu"]
 
     def lets(self, state: TrainState, outcome: Outcome) -> bool:
         """Whether the update may be made. Raises DivergedError where the run can't go on from here.
 
         On the CPU the answer is there. On a device waiting for it would cost what the step gains, so under `stop` and
-        `rewind` it goes along with the outcome and is read with the loss, before anything is saved; `skip` waits.
+        `rewind` it goes along with the outcome and is read with the loss, before anything is saved; `skip` waits, and
+        so does fp16, whose gradients are divided by the scale here.
         """
         step = state.step + 1
         known = state.step in state.left_out  # found when the run came by here before
         groups = state.optimizer.param_groups
         gradients = [own for group in groups for parameter in group["params"] if (own := parameter.grad) is not None]
+        scale = state.scale
+        if scale is not None and gradients:
+            torch._foreach_mul_(gradients, 1.0 / scale.value)
         gradient = self._finite(gradients) if outcome.loss.is_cpu else None
         if gradient is None:
             outcome.spoiled = spoiled(gradients)
-            if not outcome.loss.is_cpu and self.rule.policy != "skip" and not known:
+            if not outcome.loss.is_cpu and self.rule.policy != "skip" and not known and scale is None:
                 return True
             gradient = not bool(outcome.spoiled)  # this line and the next one wait for a device
             outcome.spoiled = None  # it is read
         loss = float(outcome.loss)
         fine = math.isfinite(loss) or not says_something(state.criterion, outcome)
         if fine and gradient and not known:
+            if scale is not None:
+                scale.keep()
             return True
         with torch.no_grad():
             for buffer, before in self._buffers:
                 buffer.copy_(before)
+        if scale is not None and fine and not known and not scale.at_its_end:
+            scale.halve()
+            outcome.left_out = True
+            return False
         if self.rule.policy == "stop" or (self.rule.policy == "rewind" and not known):
             raise DivergedError(_diverged(step, None if fine else loss), step)
         self.leave_out(state, state.step)

@@ -221,8 +221,8 @@ def fit(
         dropout: `keyed`: a mask is a function of seed, step, layer call, sample and element, whatever the micro-batch;
             or `stream`, torch's own, as a textbook loop draws them.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        precision: `fp32`, or `bf16`: the forward under autocast; weights, loss and update stay float32. It is refused
-            where the machine would be slower by it.
+        precision: `fp32`; or `bf16`, or `fp16` with its loss scaled: the forward under autocast; weights, loss and
+            update stay float32. Refused where the machine would be slower by it.
         workers: processes that load a map-style data set; every batch is the same for any number of them.
         evaluate_train: also evaluate on the training set, for numbers not taken while training.
         log_every: how often the running loss and the rate are recorded.

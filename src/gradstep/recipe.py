@@ -160,7 +160,7 @@ class Recipe(_Document):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: str = "fp32"
-    """fp32, or bf16: autocast around the forward, refused where the machine would be slower by it."""
+    """fp32; or bf16, or fp16 with its loss scaled: autocast around the forward, refused where it would be slower."""
     workers: Whole = 0
     """Processes that load a map-style data set; they change no batch."""
     plan: str | dict[str, Any] = "measured"

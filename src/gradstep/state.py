@@ -20,6 +20,7 @@ from gradstep.module_state import load_module as load_module
 from gradstep.module_state import module_tensors as module_tensors
 from gradstep.optim import values
 from gradstep.optim.averaging import Average
+from gradstep.precision import LossScale
 from gradstep.schedules import PlateauNumbers
 from gradstep.snapshot import non_finite as non_finite
 from gradstep.snapshot import on_host
@@ -56,6 +57,7 @@ class TrainState:
     ema: Average | None = None
     plateaus: list[PlateauNumbers] = field(default_factory=list)  # of schedules that go by a metric
     left_out: list[int] = field(default_factory=list)  # steps that changed nothing: no finite loss or gradient
+    scale: LossScale | None = None  # of the loss, in fp16
 
     def __post_init__(self) -> None:
         if not self.bases:
@@ -94,6 +96,7 @@ class TrainState:
             "plateaus": [_spelled_out(numbers) for numbers in self.plateaus],
             "standing": _spelled_out(self.standing),
             "left_out": list(self.left_out),
+            "scale": None if self.scale is None else asdict(self.scale),
             "layouts": {file: module_state.layouts(module) for file, module in self._modules()},
             "ties": {file: module_state.ties(module) for file, module in self._modules()},
             "optimizer": optimizer_state.save(self.optimizer, _names(self))[1],
@@ -136,6 +139,8 @@ class TrainState:
         self.step, self.samples, self.left_out = numbers["step"], numbers["samples"], list(numbers["left_out"])
         if not keep_options:
             self.seed, self.bases = numbers["seed"], [dict(base) for base in numbers["bases"]]
+        if self.scale is not None and numbers.get("scale"):
+            self.scale = LossScale(**numbers["scale"])
         for own, given in zip(self.plateaus, numbers["plateaus"], strict=True):
             for name, value in given.items():
                 setattr(own, name, float(value) if name == "best" and value is not None else value)

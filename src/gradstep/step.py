@@ -23,7 +23,8 @@ def step(
     seed_model(device, key(state.seed, "model", index=state.step))
     bare.zero_grad(state.optimizer)
     guard.before(state)
-    outcome = update.backward(inputs, targets, step=state.step + 1)
+    scale = 1.0 if state.scale is None else state.scale.value
+    outcome = update.backward(inputs, targets, step=state.step + 1, scale=scale)
     if guard.lets(state, outcome):
         if clip is not None:
             clip(state.trained())

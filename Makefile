@@ -26,6 +26,7 @@ bench: .venv/ready .venv-peers/ready
 	$(BIN)/python -m benchmarks.updates
 	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.checkpoints
+	$(BIN)/python -m benchmarks.adoption
 	.venv-peers/bin/python -m benchmarks.speed --short
 	.venv-peers/bin/python -m benchmarks.speed.report
 

@@ -18,13 +18,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradstep
+from gradstep.data import Feed
 from gradstep.errors import GradstepError, RecipeError
+from gradstep.evaluation import evaluation_feed
+from gradstep.metrics import resolve
 from gradstep.models import LeNet, TwoLayerNet
 from gradstep.plan import choosing, timing, verdicts
 from gradstep.plan.asked import SWITCHES, Asked
 from gradstep.plan.choosing import choose
+from gradstep.plan.passes import Evaluated, Few, passes_apart
 from gradstep.plan.proposals import PROPOSALS, Proposal, _pieces, _with_a_kernel_for_all, apply
-from gradstep.plan.shadow import DeclinedError, Trace, outputs_apart, shadow_of
+from gradstep.plan.shadow import DeclinedError, Trace, shadow_of
 from gradstep.plan.timing import interval, race
 from gradstep.setup import Training, assemble
 from gradstep.step import step as plain_step
@@ -247,18 +251,44 @@ def test_what_fails_silently_is_seen(planted: Callable[[Training], None]) -> Non
         Trace(training, batches_of(training), 16).deviation(planted)
 
 
-def test_an_evaluation_that_is_another_is_seen() -> None:
+def few_of(training: Training, metrics: Any = None) -> Few:
+    feed = evaluation_feed((IMAGES, LABELS), "valid", 10, training.device)
+    assert isinstance(feed, Feed)
+    return Few(Evaluated(feed, resolve(metrics)))
+
+
+@pytest.mark.parametrize("choices", [{"evaluation": "channels_last"}, {"evaluation_batch": 40}], ids=str)
+def test_an_evaluation_that_is_another_is_seen(choices: dict[str, Any]) -> None:
     training = training_of(net())
-    assert (
-        outputs_apart(training, batches_of(training), lambda shadow: apply(shadow, {"evaluation": "channels_last"}))
-        < 1e-9
-    )
+    few = few_of(training, ["accuracy"])
+    assert passes_apart(training, few, lambda shadow: apply(shadow, choices)) < 1e-9
 
     def planted(shadow: Training) -> None:
         shadow.state.model[0].weight.data[0] *= 1 + 1e-7  # type: ignore[index]
 
     with pytest.raises(DeclinedError, match="no longer the same evaluation"):
-        outputs_apart(training, batches_of(training), planted)
+        passes_apart(training, few, planted)
+
+
+def test_batches_are_joined_only_where_criterion_and_metrics_are_sums_over_samples() -> None:
+    def larger(shadow: Training) -> None:
+        apply(shadow, {"evaluation_batch": 40})
+
+    coupled = training_of(net(), criterion=lambda outputs, targets: outputs.square().mean().sqrt())
+    with pytest.raises(DeclinedError, match="no longer the same evaluation: loss is"):
+        passes_apart(coupled, few_of(coupled), larger)
+    plain = training_of(net())
+    assert [len(batch[0]) for batch in few_of(plain).of(None).once()] == [10] * 8
+    assert [len(batch[0]) for batch in few_of(plain).of(40).once()] == [40] * 2
+
+
+@pytest.mark.parametrize("size", [7, 32, 96, 1000])
+def test_a_feed_in_other_batches_has_the_same_samples(size: int) -> None:
+    feed = evaluation_feed((IMAGES, LABELS), "valid", 10, torch.device("cpu"))
+    assert isinstance(feed, Feed)
+    batches = list(feed.in_batches_of(size).once())
+    assert torch.equal(torch.cat([images for images, _ in batches]), IMAGES)
+    assert {len(images) for images, _ in batches[:-1]} <= {size}
 
 
 # What is chosen.
@@ -327,6 +357,46 @@ def test_what_there_is_no_time_for_is_not_tried() -> None:
     verdict = found(one(_raises, seconds=60.0))
     assert verdict.found == "not tried"
     assert verdict.why.startswith("it takes 60 s, and of 2 % of the run")
+
+
+class Watch:
+    """A clock that goes on only where the training takes a step, in float64 twice as far, or a proposal compiles."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        return self.now
+
+    def take(self, state: Any, batch: Any, *rest: Any) -> Any:
+        double = next(state.model.parameters()).dtype == torch.float64
+        self.now += self.step * (2 if double else 1)
+        return plain_step(state, batch, *rest)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    steps=st.integers(2000, 100_000),
+    step=st.floats(1e-4, 0.5),
+    seconds=st.lists(st.floats(0, 100.0), min_size=1, max_size=5),
+)
+def test_all_of_it_takes_two_hundredths_of_the_run_at_most(steps: int, step: float, seconds: list[float]) -> None:
+    watch = Watch(step)
+    training = training_of(net(), steps=steps)
+    training.take_step = watch.take
+
+    def costly(number: int, cost: float) -> Proposal:
+        def apply(training: Training, value: Any) -> Callable[[], None]:
+            watch.now += cost / 3  # it is set up three times: to be verified, in a shadow, and in the run
+            return lambda: None
+
+        return Proposal(f"number {number}", lambda _: ["on"], apply, seconds=cost)
+
+    choose(training, [costly(number, cost) for number, cost in enumerate(seconds)], now=watch)
+    assert training.plan.verdicts
+    assert watch.now <= 0.02 * steps * step
+    if 0.02 * steps * step > 2 * sum(seconds) + 60 * len(seconds) * max(step, 0.002):
+        assert all(verdict.found != "not tried" for verdict in training.plan.verdicts)
 
 
 def test_nothing_of_the_users_is_another_after_choosing() -> None:
@@ -582,12 +652,15 @@ def test_a_switch_that_is_turned_off_by_hand_is_off_in_a_resume_and_that_is_said
     assert seen == [False] * 7
 
 
-@pytest.mark.parametrize("switch", ["compile", "evaluation"])
+@pytest.mark.parametrize("switch", ["compile", "evaluation", "evaluation_batch"])
 def test_evaluating_under_a_plan_changes_nothing_but_what_it_says(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an average that is evaluated, and BatchNorm and dropout in the model that is not."""
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model: lambda inputs: compiled.append(model.training) or model(inputs))
-    plan = {**dict.fromkeys(SWITCHES, "off"), switch: {"compile": "model", "evaluation": "channels_last"}[switch]}
+    plan = {
+        **dict.fromkeys(SWITCHES, "off"),
+        switch: {"compile": "model", "evaluation": "channels_last", "evaluation_batch": 20}[switch],
+    }
     every, never = (run(plan, ema=0.9, evaluate_every=each) for each in ("1 step", "4 epochs"))
     plain = run("plain", ema=0.9, evaluate_every="4 epochs")
     for one, other, third in zip(*(each.model.state_dict().values() for each in (every, never, plain)), strict=True):

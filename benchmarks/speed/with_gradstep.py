@@ -13,6 +13,7 @@ from benchmarks.speed.problems import BATCH, Data, Job
 from benchmarks.speed.raw import PASS, Passes
 from gradstep.data import Feed, Normalize, Tensors, ToFloat
 from gradstep.plan.choosing import choose
+from gradstep.plan.passes import Evaluated
 from gradstep.session import Session
 from gradstep.setup import Training, assemble
 from gradstep.update import Outcome
@@ -84,7 +85,8 @@ def evaluate(job: Job, data: Data, clock: Clock) -> None:
     parts: dict[str, Any] = {"train": source, "valid": test, "batch_size": PASS, "epochs": None, "steps": ENDLESS}
     parts |= {"optimizer": job.optimizer, "plan": job.options.get("plan", "plain"), "device": "cpu"}
     training, watching = assembled(job.model(), job.what.criterion(), **parts)
-    choose(training, evaluates=True)
+    training.evaluated = Evaluated(watching.others["valid"], watching.metrics)
+    choose(training)
     clock.witness = witness = Passes()
     with training.training_mode(), training.planned():
         for _ in clock.paced(count()):

@@ -134,7 +134,7 @@ def evaluation_feed(
 
 def outputs_of(
     model: nn.Module,
-    feed: Feed,
+    feed: Pass,
     *,
     seed: int = 0,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,

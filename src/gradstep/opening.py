@@ -12,6 +12,7 @@ from gradstep.errors import CheckpointError, RecipeError
 from gradstep.keeper import Keeper, Policy, Progress
 from gradstep.meaning import meaning
 from gradstep.plan.choosing import choose
+from gradstep.plan.passes import Evaluated
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.rundir import RunDir
 from gradstep.scheduling import rates_at
@@ -73,7 +74,9 @@ def chosen(
     """The lines for people, with the plan's as it is chosen now; an earlier process of the run may have chosen it."""
     before = training.plan.facts()
     if place is None or not place.plan.exists():
-        choose(training, evaluates=bool(watching.others))
+        feeds = [feed for feed in watching.others.values() if isinstance(feed, Feed)]
+        training.evaluated = Evaluated(feeds[0], watching.metrics) if feeds else None
+        choose(training)
     at = lines.index(before[0]) if before[0] in lines else len(lines)
     return [*lines[:at], *training.plan.facts(), *lines[at + len(before) :]]
 

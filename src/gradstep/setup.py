@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,11 +30,14 @@ from gradstep.optim.replacing import Replaced, replace
 from gradstep.plan.asked import Asked
 from gradstep.plan.document import Plan
 from gradstep.plan.proposals import Given, apply, laid_out, take_apart, threads_of
-from gradstep.precision import forward_in
+from gradstep.precision import forward_in, scale_of
 from gradstep.scheduling import Scheduled, bind
 from gradstep.state import TrainState, bases_of
 from gradstep.step import closure_step, step
 from gradstep.update import Update
+
+if TYPE_CHECKING:
+    from gradstep.plan.passes import Evaluated
 
 
 @dataclass(slots=True)
@@ -57,7 +60,9 @@ class Training:
     take_step: Callable[..., Any]
     notes: list[str]  # what the user should know, said once
     threads: int | None = None  # that torch computes by on the CPU; None leaves them alone
+    evaluated: Evaluated | None = None  # what is evaluated meanwhile, where the plan may look at it
     evaluation_format: str | None = None  # how the weights lie in an evaluation; None: as they do in training
+    evaluation_batch: int | None = None  # samples at once in an evaluation; None: as the user says
 
     def decide(self) -> None:
         """Decides how the batches are taken, on the epoch's first batch and on its last, which may be smaller.
@@ -156,6 +161,7 @@ class Training:
         state, old = self.state, self.state.optimizer
         self.scheduled.undo(state)
         made = _optimizer(new, state.model, state.criterion, [])
+        take_step = _taking(made, self.guard, state)
         scheduled = bind(self.schedule, made, self.clock)  # raises before anything has changed
         replaced = replace(old, made, state.model)
         known = list(self.scheduled.plateaus)
@@ -169,7 +175,7 @@ class Training:
         apply_freezing(made.param_groups, state.step, self.clock)
         state.plateaus = [plateau.numbers for plateau in scheduled.plateaus]
         state.optimizer, state.bases, self.scheduled = made, bases_of(made), scheduled
-        self.take_step = _taking(made)
+        self.take_step = take_step
         return replaced
 
 
@@ -220,18 +226,14 @@ def assemble(
     scheduled = bind(schedule, made, clock)
     average = _average(averaging, model, clock, notes)
     plateaus = [plateau.numbers for plateau in scheduled.plateaus]
-    state = TrainState(model, made, criterion, seed, ema=average, plateaus=plateaus)
+    state = TrainState(model, made, criterion, seed, ema=average, plateaus=plateaus, scale=scale_of(precision))
     apply_freezing(made.param_groups, 0, clock)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         frozen = " in its first step" if any("freeze" in group for group in made.param_groups) else ""
         raise ModelError(f"the model has no parameter that requires a gradient{frozen}: there is nothing to train.")
     notes += scheduled.notes + _never_thawed(made, clock)
-    guard, take_step = Guard(OnNonfinite.parse(on_nonfinite)), _taking(made)
-    if guard.rule.policy != "stop" and take_step is closure_step:
-        raise RecipeError(
-            f"on_nonfinite: {type(made).__name__} asks for the loss several times in a step, which can't be left out. "
-            "Write stop."
-        )
+    guard = Guard(OnNonfinite.parse(on_nonfinite))
+    take_step = _taking(made, guard, state)
     update = Update(
         model,
         criterion,
@@ -262,10 +264,18 @@ def assemble(
     )
 
 
-def _taking(optimizer: Optimizer) -> Callable[..., Any]:
-    """How the optimizer takes a step: some ask for a closure, as LBFGS does."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure_step if closure is not None and closure.default is inspect.Parameter.empty else step
+def _taking(optimizer: Optimizer, guard: Guard, state: TrainState) -> Callable[..., Any]:
+    """How the optimizer takes a step: some ask for a closure, as LBFGS does. RecipeError for what that excludes."""
+    closure, name = inspect.signature(optimizer.step).parameters.get("closure"), type(optimizer).__name__
+    if closure is None or closure.default is not inspect.Parameter.empty:
+        return step
+    if guard.rule.policy != "stop":
+        raise RecipeError(
+            f"on_nonfinite: {name} asks for the loss several times in a step, which can't be left out. Write stop."
+        )
+    if state.scale is not None:
+        raise RecipeError(f"precision: {name} searches along a loss that fp16 is too coarse for. Write fp32.")
+    return closure_step
 
 
 def _never_thawed(optimizer: Optimizer, clock: Clock) -> list[str]:

@@ -114,11 +114,13 @@ class Watching:
 
     def score(self, training: Training, what: str, model: nn.Module) -> dict[str, Any]:
         """Loss and metrics of a model on one of the parts."""
-        state, update = training.state, training.update
+        state, update, feed = training.state, training.update, self.others[what]
+        if training.evaluation_batch is not None and isinstance(feed, Feed):
+            feed = feed.in_batches_of(training.evaluation_batch)
         return measure(
             model,
             state.criterion,
-            self.others[what],
+            feed,
             self.metrics,
             seed=state.seed,
             unpack=update.unpack,

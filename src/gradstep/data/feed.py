@@ -5,6 +5,7 @@ The protocol is `start(step) -> iterator`, endless, from that batch on. `Feed` a
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -103,6 +104,13 @@ class Feed:
     def once(self) -> Iterator[Any]:
         """Every sample once: one epoch."""
         return self.start(0, self.steps_per_epoch)
+
+    def in_batches_of(self, batch_size: int) -> Feed:
+        """The same samples in the same order, so many at once; of those that an epoch has."""
+        other = copy.copy(self)
+        other.batch_size, other.steps_per_epoch = batch_size, math.ceil(self.samples / batch_size)
+        other._order = (-1, ())
+        return other
 
     def sample(self) -> Any:
         """The first two samples as a batch: what a look before training needs."""

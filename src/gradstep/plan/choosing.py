@@ -6,6 +6,7 @@ touched: what is chosen is applied to them when the steps begin, and undone when
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,18 +21,9 @@ from gradstep.keys import kept_streams
 from gradstep.plan import verdicts
 from gradstep.plan.asked import MEASURED
 from gradstep.plan.document import Verdict
+from gradstep.plan.passes import PASS, Few, passes_apart, take_passes
 from gradstep.plan.proposals import PROPOSALS, Proposal, apply
-from gradstep.plan.shadow import (
-    PASS,
-    DeclinedError,
-    Trace,
-    first_of,
-    outputs_apart,
-    shadow_of,
-    still,
-    take_passes,
-    take_steps,
-)
+from gradstep.plan.shadow import DeclinedError, Trace, shadow_of, still, take_steps
 from gradstep.plan.timing import BLOCK, ENOUGH, Raced, race, time_boxed
 from gradstep.plan.unfit import is_short, why_not
 from gradstep.plan.verdicts import Remembered
@@ -42,7 +34,6 @@ if TYPE_CHECKING:
 SHARE = 0.02  # of the predicted run
 _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
 _RACING = 20  # steps' time that a race takes at least
-_MANY = 2**30
 _TIMES, _GRACE = 5, 1.0  # times what a trial was to take, and seconds at least, after which it hangs
 _FIRST = 3  # steps that the first prediction rests on
 
@@ -51,13 +42,11 @@ def choose(
     training: Training,
     known: Sequence[Proposal] = PROPOSALS,
     now: Callable[[], float] = time.perf_counter,
-    evaluates: bool = False,
     own_loop: bool = False,
 ) -> None:
     """Puts what is chosen into `training.plan`, with the reasons. Nothing else of the training is changed.
 
-    `evaluates` says whether anything is evaluated meanwhile; in an `own_loop` torch's threads are the user's.
-    Whatever happens here, the run goes on: at worst it is plain.
+    In an `own_loop` torch's threads are the user's. Whatever happens here, the run goes on: at worst it is plain.
     """
     asked, plan = training.asked, training.plan
     if own_loop and "threads" in asked.given:
@@ -67,6 +56,7 @@ def choose(
     if (why := why_not(training)) is not None:
         training.plan = plan.chosen(plan.choices, (), "" if is_short(training) else f"nothing was measured: {why}")
         return
+    evaluates = training.evaluated is not None
     fit_for = [p for p in known if (evaluates or not p.evaluates) and not (own_loop and p.switch == "threads")]
     try:
         with kept_streams(training.device), _unharmed(training):
@@ -82,9 +72,6 @@ def choose(
     training.plan = plan.chosen({**plan.choices, **adopted}, found)
     if "micro_batch" in adopted:
         training.decide()  # how batches are taken is another thing now
-
-
-Take = Callable[[Any, list[Any], int], object]
 
 
 class _Search:
@@ -170,7 +157,7 @@ class _Search:
         if known is not None:
             self._plain = self._shadow(with_it)
             return known
-        raced, other = self._raced(with_it, take_passes if proposal.evaluates else take_steps, self._time)
+        raced, other = self._raced(with_it, proposal, self._time)
         if not proposal.evaluates:
             self.step = min(self.step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
         ratio = (raced.ratio, raced.low, raced.high)
@@ -183,23 +170,28 @@ class _Search:
     def _verified(self, choices: Mapping[str, Any], proposal: Proposal) -> float:
         samples = proposal.samples(choices[proposal.switch])
         if proposal.evaluates:
-            few = [first_of(batch, self._training, samples or _MANY) for batch in self._batches]
-            return outputs_apart(self._training, few, lambda shadow: apply(shadow, choices, self._known))
+            return passes_apart(self._training, self._few, lambda shadow: apply(shadow, choices, self._known))
         if samples not in self._traces:
             self._traces[samples] = Trace(self._training, self._batches, samples)
         return self._traces[samples].deviation(lambda shadow: apply(shadow, choices, self._known))
 
-    def _raced(self, choices: Mapping[str, Any], take: Take, left: float) -> tuple[Raced, Training]:
+    def _raced(self, choices: Mapping[str, Any], proposal: Proposal, left: float) -> tuple[Raced, Training]:
+        def take(shadow: Training, count: int) -> None:
+            if proposal.evaluates:
+                take_passes(shadow, self._few, count)
+            else:
+                take_steps(shadow, self._timed, count)
+
         other = self._shadow(choices)
         for shadow in (other, self._plain):
-            take(shadow, self._timed, 1)
-        raced = race(
-            lambda count: take(other, self._timed, count),
-            lambda count: take(self._plain, self._timed, count),
-            left,
-            self._now,
-        )
-        return raced, other
+            take(shadow, 1)
+        return race(lambda count: take(other, count), lambda count: take(self._plain, count), left, self._now), other
+
+    @functools.cached_property
+    def _few(self) -> Few:
+        """What is evaluated, read when it is first needed."""
+        assert self._training.evaluated is not None
+        return Few(self._training.evaluated)
 
     def _shadow(self, choices: Mapping[str, Any]) -> Training:
         shadow = still(shadow_of(self._training))

@@ -257,6 +257,21 @@ def _lay_out_for_evaluations(training: Training, value: Any) -> Undo:
     return undo
 
 
+def _joined(training: Training) -> list[Any]:
+    """Four batches of an evaluation at once, which without their graphs take no more memory than a step."""
+    feed = None if training.evaluated is None else training.evaluated.feed
+    return [4 * feed.batch_size] if feed is not None and feed.steps_per_epoch >= 4 else []
+
+
+def _evaluate_at_once(training: Training, value: Any) -> Undo:
+    before, training.evaluation_batch = training.evaluation_batch, value
+
+    def undo() -> None:
+        training.evaluation_batch = before
+
+    return undo
+
+
 def _compilable(training: Training) -> list[Any]:  # noqa: ARG001
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     return ["model"] if compiler is not None else []
@@ -292,5 +307,6 @@ PROPOSALS = (
     Proposal("optimizer", _with_a_kernel_for_all, _take_all_at_once),
     Proposal("threads", _fewer_threads, _set_threads),
     Proposal("evaluation", _with_images, _lay_out_for_evaluations, evaluates=True),
+    Proposal("evaluation_batch", _joined, _evaluate_at_once, evaluates=True),
     Proposal("compile", _compilable, _compile, seconds=_COMPILING, samples=lambda value: None),  # noqa: ARG005
 )

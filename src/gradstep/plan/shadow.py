@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gradstep import tree
-from gradstep.evaluation import untouched
 from gradstep.finite import Guard
-from gradstep.plan.proposals import laid_out, threads_of
+from gradstep.plan.proposals import threads_of
 from gradstep.state import TrainState
 from gradstep.update import Update
 from gradstep.update.pieces import count, cut
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 SAME = 1e-9  # of the largest change of a tensor in the steps; beyond it a proposal computes something else
 _ROUNDED = 1e-14  # of its largest value, which no arithmetic in float64 holds closer
-PASS = 8  # batches of a pass that is timed: what is done once for it should not weigh as in a real one of one batch
 _RATES = (1.0, 0.5)  # what the rates are multiplied by in the steps that are compared: a rate may have been baked in
 
 
@@ -60,7 +58,7 @@ def shadow_of(training: Training, dtype: torch.dtype | None = None) -> Training:
                 if isinstance(slot, Tensor) and slot.is_floating_point() and slot.dim():
                     slots[name] = slot.to(dtype)
     its = state.criterion if copied is None else copied
-    own = TrainState(model, optimizer, its, state.seed, state.step)
+    own = TrainState(model, optimizer, its, state.seed, state.step, scale=copy.copy(state.scale))
     update = _update_of(training.update, model, its, state.seed)
     return replace(training, state=own, update=update, guard=Guard(training.guard.rule))
 
@@ -89,46 +87,12 @@ def take_steps(training: Training, batches: Sequence[Any], count: int = 1) -> No
     synchronise(training.device)
 
 
-def take_passes(training: Training, batches: Sequence[Any], count: int = 1) -> None:
-    """So many passes of a few batches each, as evaluations are. Waits for the device."""
-    for _ in range(count):
-        outputs_of(training, [batches[0]] * PASS)
-
-
-def outputs_of(training: Training, batches: Sequence[Any]) -> list[Any]:
-    """The outputs for these batches, as one evaluation computes them. Waits for the device."""
-    state, update, outputs = training.state, training.update, []
-    with (
-        threads_of(training),
-        untouched(state.model),
-        torch.no_grad(),
-        laid_out(state.model, training.evaluation_format),
-    ):
-        for batch in batches:
-            inputs, _ = update.unpack(batch)
-            outputs.append(state.model(inputs) if update.forward is None else update.forward(state.model, inputs))
-    synchronise(training.device)
-    return outputs
-
-
 def synchronise(device: torch.device) -> None:
     """Waits for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def outputs_apart(training: Training, batches: Sequence[Any], apply: Callable[[Training], Any]) -> float:
-    """How far an evaluation's outputs are from plain, in parts of the largest. DeclinedError where that is too far."""
-    batches = [tree.map_tensors(_double, batch) for batch in batches]
-    plain, other = shadow_of(training, torch.float64), shadow_of(training, torch.float64)
-    apply(other)
-    given, found = (outputs_of(shadow, batches) for shadow in (plain, other))
-    apart = max(_apart(None, a, b) for a, b in zip(tree.tensors(given), tree.tensors(found), strict=True))
-    if not apart <= SAME:
-        raise DeclinedError(f"it is no longer the same evaluation: its outputs are {apart:.0e} from plain in float64")
-    return apart
 
 
 class Trace:
@@ -140,7 +104,7 @@ class Trace:
     def __init__(self, training: Training, batches: Sequence[Any], samples: int | None = None) -> None:
         self._training = training
         few = batches if samples is None else [first_of(batch, training, samples) for batch in batches]
-        self._batches = [tree.map_tensors(_double, batch) for batch in few]
+        self._batches = [tree.map_tensors(as_double, batch) for batch in few]
         self._before = _tensors(shadow_of(training, torch.float64))
         self._after, self._losses = self._steps(_nothing)
 
@@ -151,7 +115,7 @@ class Trace:
             raise DeclinedError("the optimizer or the model keeps other tensors with it")
         worst = 0.0
         for name, plain in self._after.items():
-            apart = _apart(self._before.get(name), plain, after[name])
+            apart = apart_of(self._before.get(name), plain, after[name])
             if not apart <= SAME:
                 raise DeclinedError(f"it is no longer the same step: '{name}' is {apart:.0e} from plain in float64")
             worst = max(worst, apart)
@@ -193,7 +157,8 @@ def _nothing(shadow: Training) -> None:
     """Plain."""
 
 
-def _double(value: Tensor) -> Tensor:
+def as_double(value: Tensor) -> Tensor:
+    """Floats in float64, anything else as it is."""
     return value.double() if value.is_floating_point() else value
 
 
@@ -203,7 +168,7 @@ def _tensors(training: Training) -> dict[str, Tensor]:
     return {f"{file}/{name}": value.detach().clone() for file, own in files.items() for name, value in own.items()}
 
 
-def _apart(before: Tensor | None, plain: Tensor, other: Tensor) -> float:
+def apart_of(before: Tensor | None, plain: Tensor, other: Tensor) -> float:
     """The largest difference in parts of the largest change, what float64 can't hold left out."""
     if plain.shape != other.shape or plain.dtype != other.dtype:
         return float("inf")

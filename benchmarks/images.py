@@ -180,8 +180,6 @@ def run(name: str, csv: Path, cache: Path, model: str) -> dict[str, float]:
     environment = {**os.environ, "GRADSTEP_CACHE": str(cache)}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
     ends: list[float] = json.loads(done.stdout)
-    if which == "ours":
-        assert len(list(cache.iterdir())) == 1, "nothing was kept"
     return {"epoch 1": ends[0], "epochs 2 and later": (ends[-1] - ends[0]) / (EPOCHS - 1)}
 
 
@@ -205,6 +203,7 @@ def main() -> None:
     times: dict[str, Any] = {
         model: {name: {what: [] for what in GOALS} for name in NAMES} for model in ("small net", "lenet")
     }
+    kept = []  # whether the first of two left a cache: what is decoded in less than half a second is not kept
     with tempfile.TemporaryDirectory() as place:
         folder, cache = Path(place) / "files", Path(place) / "cache"
         folder.mkdir()
@@ -214,7 +213,9 @@ def main() -> None:
             # The one with the cache comes behind the one that leaves it; the first round warms the system's cache.
             for model, its in times.items():
                 for name in NAMES if number % 2 == 0 else (*NAMES[2:], *NAMES[:2]):
-                    for what, seconds in run(name, folder / "list.csv", cache, model).items():
+                    found = run(name, folder / "list.csv", cache, model)
+                    kept += [cache.exists()] if name == NAMES[0] else []
+                    for what, seconds in found.items():
                         its[name][what] += [seconds] if number else []
         jpegs = large(Path(place))
     import torch
@@ -226,6 +227,7 @@ def main() -> None:
         "threads": 1,
         "rounds": rounds,
         "goals": GOALS,
+        "runs that left a cache": f"{sum(kept)} of {len(kept)}",
         "ratios": {
             model: {
                 name: {what: ratio(its[name][what], its[NAMES[2]][what]) for what in GOALS}

@@ -99,6 +99,17 @@ def test_the_table_of_resumes_is_the_record() -> None:
     assert resumes(rows) in (ROOT / "docs" / "RELIABILITY.md").read_text()
 
 
+def test_what_changes_nothing_is_adopted_in_no_more_than_one_trial_of_a_hundred() -> None:
+    record = json.loads((RECORDS / "adoption.json").read_text())
+    beside = record["beside a busy neighbour"]
+    assert all(
+        record[name]["adopted"] <= 0.01 * record[name]["trials"] for name in ("alone", "beside a busy neighbour")
+    )
+    assert beside["ms a step, nine in ten"] > record["alone"]["ms a step, nine in ten"]  # it was there
+    assert (beside["adopted"], beside["trials"]) == (0, 1000)
+    assert "none of 1,000 real ones" in " ".join((ROOT / "docs" / "PLAN.md").read_text().split())
+
+
 def test_the_figures_of_the_torture_and_the_mutations_are_the_records() -> None:
     torture, mutations = (json.loads((RECORDS / f"{name}.json").read_text()) for name in ("torture", "mutations"))
     text = " ".join((ROOT / "docs" / "RELIABILITY.md").read_text().split())

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import gradstep
 from gradstep.data import Feed
@@ -27,7 +28,7 @@ from gradstep.plan import choosing, timing, verdicts
 from gradstep.plan.asked import SWITCHES, Asked
 from gradstep.plan.choosing import choose
 from gradstep.plan.passes import Evaluated, Few, passes_apart
-from gradstep.plan.proposals import PROPOSALS, Proposal, _pieces, _with_a_kernel_for_all, apply
+from gradstep.plan.proposals import PROPOSALS, Proposal, _joined, _pieces, _with_a_kernel_for_all, apply
 from gradstep.plan.shadow import DeclinedError, Trace, shadow_of
 from gradstep.plan.timing import interval, race
 from gradstep.setup import Training, assemble
@@ -251,35 +252,98 @@ def test_what_fails_silently_is_seen(planted: Callable[[Training], None]) -> Non
         Trace(training, batches_of(training), 16).deviation(planted)
 
 
-def few_of(training: Training, metrics: Any = None) -> Few:
-    feed = evaluation_feed((IMAGES, LABELS), "valid", 10, training.device)
-    assert isinstance(feed, Feed)
-    return Few(Evaluated(feed, resolve(metrics)))
+def evaluating(training: Training, metrics: Any = None) -> Training:
+    training.evaluated = Evaluated.of(
+        [evaluation_feed((IMAGES, LABELS), "valid", 10, training.device)], resolve(metrics)
+    )
+    return training
 
 
 @pytest.mark.parametrize("choices", [{"evaluation": "channels_last"}, {"evaluation_batch": 40}], ids=str)
 def test_an_evaluation_that_is_another_is_seen(choices: dict[str, Any]) -> None:
-    training = training_of(net())
-    few = few_of(training, ["accuracy"])
-    assert passes_apart(training, few, lambda shadow: apply(shadow, choices)) < 1e-9
+    training = evaluating(training_of(net()), ["accuracy"])
+    assert passes_apart(training, lambda shadow: apply(shadow, choices)) < 1e-9
 
     def planted(shadow: Training) -> None:
         shadow.state.model[0].weight.data[0] *= 1 + 1e-7  # type: ignore[index]
 
     with pytest.raises(DeclinedError, match="no longer the same evaluation"):
-        passes_apart(training, few, planted)
+        passes_apart(training, planted)
 
 
 def test_batches_are_joined_only_where_criterion_and_metrics_are_sums_over_samples() -> None:
     def larger(shadow: Training) -> None:
         apply(shadow, {"evaluation_batch": 40})
 
-    coupled = training_of(net(), criterion=lambda outputs, targets: outputs.square().mean().sqrt())
+    coupled = evaluating(training_of(net(), criterion=lambda outputs, targets: outputs.square().mean().sqrt()))
     with pytest.raises(DeclinedError, match="no longer the same evaluation: loss is"):
-        passes_apart(coupled, few_of(coupled), larger)
-    plain = training_of(net())
-    assert [len(batch[0]) for batch in few_of(plain).of(None).once()] == [10] * 8
-    assert [len(batch[0]) for batch in few_of(plain).of(40).once()] == [40] * 2
+        passes_apart(coupled, larger)
+    plain = evaluating(training_of(net()), ["accuracy"])
+    assert plain.evaluated is not None
+    few = Few(plain.evaluated)
+    assert [len(batch[0]) for batch in few.of(None).once()] == [10] * 8
+    assert [len(batch[0]) for batch in few.of(40).once()] == [40] * 2
+    assert _joined(plain) == [40]
+    assert _joined(coupled) == []  # its criterion is not one that is known to be a mean
+    by_batch = {"f1": lambda outputs, targets: (outputs.argmax(1) == targets).float().mean()}
+    assert _joined(evaluating(training_of(net()), by_batch)) == []
+    assert _joined(evaluating(training_of(net(norm=False), micro_batch=8))) == []
+    assert Evaluated.of([asked_one_by_one()], resolve(None)) is None
+
+
+def asked_one_by_one() -> Feed:
+    """A feed that asks a data set sample by sample, and collates."""
+    rows = [(image, int(label)) for image, label in zip(IMAGES, LABELS, strict=True)]
+    feed = evaluation_feed(DataLoader(rows, 10), "valid", None, torch.device("cpu"))  # type: ignore[arg-type]
+    assert isinstance(feed, Feed)
+    return feed
+
+
+def test_an_evaluation_is_made_in_the_batches_that_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Look(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Any:
+            if not self.training:
+                seen.append(len(inputs))
+            return super().forward(inputs)
+
+    run(
+        {**dict.fromkeys(SWITCHES, "off"), "evaluation_batch": 24},
+        Look(*net()),
+        batch_size=32,
+        evaluate_every="4 epochs",
+    )
+    assert seen[-2:] == [24, 16]  # of forty
+
+
+def test_a_model_that_is_given_in_evaluation_mode_is_looked_at_as_it_trains() -> None:
+    model = net().eval()
+    data = IMAGES.repeat(12, 1, 1, 1), LABELS.repeat(12)
+    training = training_of(model, train=data, batch_size=128)
+    modes: list[bool] = []
+
+    def look(shadow: Training, value: Any) -> Callable[[], None]:
+        modes.append(shadow.state.model.training)
+        return lambda: None
+
+    choose(training, (one(look), Proposal("micro_batch", _pieces, look)))
+    assert modes
+    assert all(modes)
+    assert not model.training
+    assert [verdict.switch for verdict in training.plan.verdicts] == ["compile"]
+
+
+def test_what_was_chosen_and_can_t_be_had_is_undone_in_the_update_too() -> None:
+    training = training_of(net(norm=False))
+    training.plan = training.plan.chosen({"micro_batch": 8, "optimizer": "fused"}, ())
+    training.decide()
+    training.state.optimizer.param_groups[0].pop("fused")
+    with training.planned():
+        assert training.plan.choices == {}
+        assert training.update.micro_batch is None
+        assert training.plan.update == "one_pass"
+    assert "can't be had any more" in training.plan.note
 
 
 @pytest.mark.parametrize("size", [7, 32, 96, 1000])
@@ -616,12 +680,15 @@ def test_a_run_that_is_resumed_keeps_its_plan_and_its_bits(
 
 
 @pytest.mark.parametrize("word", [APART, "measured", {"threads": "off"}], ids=str)
-def test_a_run_in_chosen_pieces_is_resumed_in_them(tmp_path: Path, word: Any) -> None:
+def test_a_run_in_chosen_pieces_is_resumed_in_them(
+    tmp_path: Path, word: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = run(APART, net(norm=False))
     run(APART, net(norm=False), out=tmp_path, hooks=[PauseAt(5)])
-    resumed = run(word, net(norm=False), out=tmp_path, resume=True)
+    resumed = run(word, net(norm=False), out=tmp_path, resume=True, quiet=False)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert "changed" not in capsys.readouterr().out  # it is the same run
     document = json.loads((Path(resumed.path) / "plan.json").read_text())
     assert document["choices"]["micro_batch"] == 8
     assert document["update"] == "accumulate"
@@ -632,7 +699,9 @@ def test_in_a_resume_the_users_own_micro_batch_is_taken_and_that_is_said(
 ) -> None:
     run(APART, net(norm=False), out=tmp_path, hooks=[PauseAt(5)])
     resumed = run(APART, net(norm=False), out=tmp_path, resume=True, micro_batch=16, quiet=False)
-    assert "plan: micro_batch was 8 and is off, the same to rounding" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "plan: micro_batch was 8 and is off, the same to rounding" in told
+    assert "plan.micro_batch: not used, since micro_batch=16" in told
     for one, other in zip(run(APART, net(norm=False)).model.parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 

@@ -151,10 +151,14 @@ def test_clipping_sees_the_gradient_and_not_its_scale() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_resume_goes_on_with_the_scale(tmp_path: Any, at: int) -> None:
+    class Pause:
+        def on_train_batch_end(self, state: Any, outcome: Any) -> Any:
+            return gradstep.Request.PAUSE if state.step == at else None
+
     whole = trained("fp16", 100.0, 1e-3)
-    trained("fp16", 100.0, 1e-3, out=tmp_path, hooks=[gradstep.hooks.InterruptAt(at)])
+    assert trained("fp16", 100.0, 1e-3, out=tmp_path, hooks=[Pause()]).state.step == at
     resumed = trained("fp16", 100.0, 1e-3, out=tmp_path, resume=True)
     assert torch.equal(weights(resumed), weights(whole))
     assert resumed.state.scale == whole.state.scale
@@ -179,6 +183,29 @@ def test_a_search_along_the_loss_is_refused_in_fp16() -> None:
             nn.Linear(6, 3), nn.CrossEntropyLoss(), (INPUTS, TARGETS), batch_size=8, epochs=1, device="cpu",
             precision="fp16", quiet=True, optimizer=lambda parameters: torch.optim.LBFGS(parameters),
         )  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_model_in_float16_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"'weight' is float16\. Write model\.float"):
+        gradstep.fit(
+            nn.Linear(6, 3).half(), nn.CrossEntropyLoss(), (INPUTS, TARGETS), batch_size=8, epochs=1, device="cpu",
+            precision="fp16", quiet=True, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_buffers_are_as_before_a_step_that_overflowed() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    run = gradstep.fit(
+        model, lambda outputs, targets: nn.functional.cross_entropy(outputs, targets) * 1e4, (INPUTS, TARGETS),
+        batch_size=8, steps=1, device="cpu", precision="fp16", quiet=True, on_nonfinite="skip",
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )  # fmt: skip
+    assert run.state.scale.value == 2.0**15
+    assert run.state.left_out == []
+    assert int(model[0].num_batches_tracked) == 0
+    assert not model[0].running_mean.any()
 
 
 def test_a_scale_that_has_held_for_long_is_doubled() -> None:

@@ -94,7 +94,7 @@ def _data() -> dict[str, Cell]:
 def _rest() -> dict[str, Cell]:
     cells = {
         f"{net} evaluation": Cell(
-            f"{NAMES[net]}, evaluation in `fit`, `plan=measured`", "a `no_grad` loop, same batches",
+            f"{NAMES[net]}, evaluation in `fit`, `plan=measured`", "a `no_grad` loop in batches of 256",
             job("gradstep", net, "evaluate", plan="measured"), job("raw_good", net, "evaluate"), 0.95,
         )
         for net in ("torch7", "lenet")

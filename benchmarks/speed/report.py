@@ -37,12 +37,13 @@ if in either block the host stole more than {100 * STOLEN:.0f} % of the machine'
 interval's upper end is within it, and missed when its lower end is not. Memory is the peak of the resident set.
 
 The loops by hand look for a loss or gradient that is no number before each update, as gradstep does. The tutorial's
-loads sample by sample through a DataLoader and reads the loss of each step; the good one has whole batches of floats in
-memory; the best one gathers once a tensor, keeps bytes as bytes until then, and has the optimizer's fused kernel
-unless "same kernels" says that it has gradstep's. Each draws an order at each epoch, as a loop must, and then takes
-gradstep's. Where epochs with their data are timed, the other tools have torch's DataLoader without workers, sample by
-sample, and gradstep its own feed over the bytes. What is not equal: gradstep's process imports more than a loop's,
-which its peak of memory shows; and the other tools show their progress to nobody.
+loads sample by sample through a DataLoader and reads the loss of each step; the good one has whole batches of floats
+in memory; the best one gathers once a tensor, keeps bytes as bytes until then, has the optimizer's fused kernel unless
+"same kernels" says that it has gradstep's; and keeps what a step frees, as gradstep does. Each draws an order at each
+epoch, as a loop must, and then takes gradstep's. Where epochs with their data are timed, the other tools have torch's
+DataLoader without workers, sample by sample, and gradstep its own feed over the bytes. Evaluations are asked for in
+batches of 256, which the plan may join. What is not equal: gradstep's process imports more than a loop's, which its
+peak of memory shows; and the other tools show their progress to nobody.
 
 Where "passive" stands beside a form, `--passive` was given: OpenMP's threads slept where they waited for each other, in
 every contender. By default they spin, and where somebody else took a core away a step on two threads was four times

@@ -85,7 +85,7 @@ def evaluate(job: Job, data: Data, clock: Clock) -> None:
     parts: dict[str, Any] = {"train": source, "valid": test, "batch_size": PASS, "epochs": None, "steps": ENDLESS}
     parts |= {"optimizer": job.optimizer, "plan": job.options.get("plan", "plain"), "device": "cpu"}
     training, watching = assembled(job.model(), job.what.criterion(), **parts)
-    training.evaluated = Evaluated(watching.others["valid"], watching.metrics)
+    training.evaluated = Evaluated.of(watching.others.values(), watching.metrics)
     choose(training)
     clock.witness = witness = Passes()
     with training.training_mode(), training.planned():

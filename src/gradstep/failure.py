@@ -73,7 +73,7 @@ def of_run(place: RunDir, training: Training, error: BaseException, ending: bool
     diverged = error.step if isinstance(error, DivergedError) else None  # an evaluation or a hook has no samples either
     at = diverged - 1 if diverged else training.state.step - ending
     feed = training.feed if diverged or not ending else None
-    return note(place, at, training.clock, feed, error, checkpoint_step, training.update.micro_batch)
+    return note(place, at, training.clock, feed, error, checkpoint_step, training.micro_batch)
 
 
 def plainly(error: BaseException, feed: Any, micro_batch: int | None) -> GradstepError | None:

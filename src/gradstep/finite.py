@@ -121,7 +121,8 @@ class Guard:
             return None
         try:
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._flag, _ONE)
-        except RuntimeError:  # something among them is not dense, or can't be written
+        except RuntimeError:  # something among them is not dense, or can't be written; others may have set it before
+            self._flag.zero_()
             return None
         if self._flag.item() == 0:
             return True

@@ -16,5 +16,8 @@ _LARGEST = 2**25 - 2**16  # bytes: 32 MB with malloc's own in front would be too
 
 
 def keep_freed() -> None:
-    """From here on up to 64 MB that lie free stay with the process. Takes some microseconds, and no memory."""
+    """From here on blocks of up to 32 MB are not mapped by themselves, and 64 MB that lie free at the heap's end stay.
+
+    Takes some microseconds, and no memory.
+    """
     np.empty(_LARGEST, np.uint8)  # not torch's, which fills what it gives under deterministic algorithms

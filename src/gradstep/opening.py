@@ -60,7 +60,7 @@ def keeper_of(training: Training, watching: Watching, place: RunDir | None) -> K
     about = facts.about_data(source)  # hashes what it holds
     own = meaning(training, about, valid, watching.record(clock))
     update, metrics = training.update, watching.metrics.metrics.values()
-    here = {"device": str(training.device), "micro_batch": update.micro_batch}
+    here = {"device": str(training.device), "micro_batch": training.micro_batch}
     here["on_nonfinite"] = training.guard.rule.policy
     data = [part for each in (training.feed, *watching.others.values()) for part in facts.behind_data(each)]
     user_s = [training.state.model, training.state.criterion, training.state.optimizer, update.forward, update.unpack]
@@ -74,8 +74,7 @@ def chosen(
     """The lines for people, with the plan's as it is chosen now; an earlier process of the run may have chosen it."""
     before = training.plan.facts()
     if place is None or not place.plan.exists():
-        feeds = [feed for feed in watching.others.values() if isinstance(feed, Feed)]
-        training.evaluated = Evaluated(feeds[0], watching.metrics) if feeds else None
+        training.evaluated = Evaluated.of(watching.others.values(), watching.metrics)
         choose(training)
     at = lines.index(before[0]) if before[0] in lines else len(lines)
     return [*lines[:at], *training.plan.facts(), *lines[at + len(before) :]]
@@ -100,7 +99,7 @@ def taken_up(
     if place is None:
         return None, [], []
     if not allow:
-        failure.refuse_a_fourth(place, training.update.micro_batch, training.guard.rule.policy != "stop")
+        failure.refuse_a_fourth(place, training.micro_batch, training.guard.rule.policy != "stop")
     retention.sweep(place.checkpoints)
     plan = _plan_of(place) if place.plan.exists() else {}
     departures = training.follow(plan) if plan else []

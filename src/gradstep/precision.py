@@ -70,9 +70,15 @@ def forward_in(word: str, device: torch.device, forward: Forward | None) -> Forw
     return lower
 
 
-def scale_of(word: str) -> LossScale | None:
-    """The scale that a training in this precision begins with, if it needs one."""
-    return LossScale() if word == "fp16" else None
+def scale_of(word: str, model: nn.Module) -> LossScale | None:
+    """The scale that a training in this precision begins with, if it needs one. RecipeError for a model in float16."""
+    if word != "fp16":
+        return None
+    if (half := next((n for n, p in model.named_parameters() if p.dtype == torch.float16), None)) is not None:
+        raise RecipeError(
+            f"precision: fp16 keeps weights and gradients in float32, and '{half}' is float16. Write model.float()."
+        )
+    return LossScale()
 
 
 def _why_not(word: str, device: torch.device) -> str | None:

@@ -59,6 +59,7 @@ class Training:
     given: Given
     take_step: Callable[..., Any]
     notes: list[str]  # what the user should know, said once
+    micro_batch: int | None = None  # as the user says; the plan may choose one for the update
     threads: int | None = None  # that torch computes by on the CPU; None leaves them alone
     evaluated: Evaluated | None = None  # what is evaluated meanwhile, where the plan may look at it
     evaluation_format: str | None = None  # how the weights lie in an evaluation; None: as they do in training
@@ -69,9 +70,8 @@ class Training:
 
         Always on these, so that a run decides the same when it is resumed.
         """
-        feed, update = self.feed, self.update
-        if (chosen := self.plan.choices.get("micro_batch")) is not None:
-            take_apart(update, chosen)
+        feed, update, chosen = self.feed, self.update, self.plan.choices.get("micro_batch")
+        take_apart(self, chosen)
         if not isinstance(feed, Feed):
             return
         whole = update.micro_batch is None and update.stat_group is None  # nothing depends on the batch's size then
@@ -84,10 +84,7 @@ class Training:
         self.notes += [note for note in self.update.notes if note not in self.notes]
 
     def follow(self, plan: Mapping[str, Any]) -> list[str]:
-        """A run that is resumed takes its steps as its plan.json says, but for what is said otherwise by hand.
-
-        Returns a line for each thing that is.
-        """
+        """A resumed run takes its steps as its plan.json says, but for what is said by hand: a line for each such."""
         self.plan = self.plan.kept(plan, self.asked)
         method = plan.get("update")
         if "micro_batch" in self.plan.choices:
@@ -133,6 +130,7 @@ class Training:
             if self.plan.choices.keys() <= self.asked.given.keys():
                 raise
             self.plan = self.plan.chosen(self.asked.given, (), f"what was chosen can't be had any more: {error}")
+            self.decide()
             undo = apply(self, self.plan.choices)
         try:
             with nullcontext() if own_loop else threads_of(self):
@@ -205,13 +203,12 @@ def assemble(
     forward: Callable[[nn.Module, Any], Any] | None,
 ) -> Training:
     """Every keyword means what it means in `fit`. Raises UsageError for what can't be trained."""
-    for name, value, least in (("batch_size", batch_size, 1), ("epochs", epochs, 1), ("steps", steps, 1)):
-        _whole(name, value, least)
+    asked = Asked.parse(plan)
+    for name, value in (("batch_size", batch_size), ("epochs", epochs), ("steps", steps)):
+        _whole(name, value, 1)
     _whole("workers", workers, 0)
     _whole("seed", seed, 0)
     yes_or_no("drop_last", drop_last)
-    asked = Asked.parse(plan)
-    asked = asked if micro_batch is None else asked.without("micro_batch")  # it is said what is to be in memory
     if (epochs is None) == (steps is None):
         raise RecipeError("say how long to train: either epochs or steps" + (", not both." if epochs else "."))
     place = choose_device(device, model)
@@ -220,13 +217,17 @@ def assemble(
     if isinstance(criterion, nn.Module):
         criterion.to(place)
     feed, notes = _feed(train, batch_size, drop_last, seed, workers, place)
+    if micro_batch is not None:  # what is to be in memory is said
+        if "micro_batch" in asked.given:
+            notes.append(f"plan.micro_batch: not used, since micro_batch={micro_batch}.")
+        asked = asked.without("micro_batch")
     clock = Clock(feed.steps_per_epoch, steps or (epochs or 0) * feed.steps_per_epoch)
     clipping, averaging = Clip.parse(clip), Averaging.parse(ema)
     made = _optimizer(optimizer, model, criterion, notes)
     scheduled = bind(schedule, made, clock)
     average = _average(averaging, model, clock, notes)
     plateaus = [plateau.numbers for plateau in scheduled.plateaus]
-    state = TrainState(model, made, criterion, seed, ema=average, plateaus=plateaus, scale=scale_of(precision))
+    state = TrainState(model, made, criterion, seed, ema=average, plateaus=plateaus, scale=scale_of(precision, model))
     apply_freezing(made.param_groups, 0, clock)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         frozen = " in its first step" if any("freeze" in group for group in made.param_groups) else ""
@@ -261,6 +262,7 @@ def assemble(
         plan=Plan.decide(asked, update, place),
         take_step=take_step,
         notes=notes,
+        micro_batch=micro_batch,
     )
 
 

@@ -26,6 +26,7 @@ from gradstep.errors import DataError
 Check = Callable[[Any, Tensor | None, str], None]  # (batch, numbers of its samples, which set) -> raises or not
 
 _LOOK = 2**20  # bytes that are looked at at once: what is gathered for it should not show in a run's memory
+_AT_ONCE = 256  # batches
 _SMALL = 2**28  # bytes; data in memory up to this size are looked through before training, larger ones as they come
 
 
@@ -69,8 +70,8 @@ class Feed:
                 f"{what}: {len(source)} samples make no batch of {batch_size} when the last one is dropped. "
                 "Lower batch_size or leave drop_last out."
             )
-        # The last epoch's, in its batches, so that it is drawn once and cut in one call.
-        self._order: tuple[int, Sequence[Tensor]] = (-1, ())
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the last epoch's, so that it is drawn once
+        self._cut: tuple[int, Sequence[Tensor]] = (-1, ())  # so many batches of it, cut in one call
         # What each batch is held against while it is on the CPU, where looking costs no wait for a device.
         self.checks: list[Check] = [] if source.in_memory and all_finite(source, what) else [refuse_non_finite]
 
@@ -89,8 +90,12 @@ class Feed:
         if self._order[0] != epoch:
             length = len(self.source)
             order = permutation(length, self.seed, epoch) if self.shuffle else torch.arange(length)
-            self._order = (epoch, order[: self.samples].split(self.batch_size))
-        return epoch, self._order[1][batch]
+            self._order, self._cut = (epoch, order[: self.samples]), (-1, ())
+        part, place = divmod(batch, _AT_ONCE)
+        if self._cut[0] != part:
+            size = _AT_ONCE * self.batch_size
+            self._cut = (part, self._order[1][part * size : (part + 1) * size].split(self.batch_size))
+        return epoch, self._cut[1][place]
 
     def __getitem__(self, step: int) -> Any:
         epoch, indices = self.indices(step)
@@ -109,7 +114,7 @@ class Feed:
         """The same samples in the same order, so many at once; of those that an epoch has."""
         other = copy.copy(self)
         other.batch_size, other.steps_per_epoch = batch_size, math.ceil(self.samples / batch_size)
-        other._order = (-1, ())
+        other._order = (-1, torch.empty(0))
         return other
 
     def sample(self) -> Any:

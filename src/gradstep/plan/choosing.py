@@ -59,19 +59,20 @@ def choose(
     evaluates = training.evaluated is not None
     fit_for = [p for p in known if (evaluates or not p.evaluates) and not (own_loop and p.switch == "threads")]
     try:
-        with kept_streams(training.device), _unharmed(training):
+        # In the mode that it trains in, whatever mode it was given in: what couples the samples shows there.
+        with training.training_mode(), kept_streams(training.device), _unharmed(training):
             key = verdicts.key_of(training, [each.switch for each in fit_for])
             search = _Search(training, fit_for, verdicts.read(key), now)
             found = search.found()
             verdicts.write(key, search.step, found)
+        adopted = {verdict.switch: verdict.value for verdict in found if verdict.adopted}
+        training.plan = plan.chosen({**plan.choices, **adopted}, found)
+        if "micro_batch" in adopted:
+            training.decide()  # how batches are taken is another thing now
     except Exception as error:
         told = str(error) if isinstance(error, DeclinedError) else f"{type(error).__name__}: {_first_line(error)}"
         training.plan = plan.chosen(plan.choices, (), f"nothing was measured: {told}")
-        return
-    adopted = {verdict.switch: verdict.value for verdict in found if verdict.adopted}
-    training.plan = plan.chosen({**plan.choices, **adopted}, found)
-    if "micro_batch" in adopted:
-        training.decide()  # how batches are taken is another thing now
+        training.decide()
 
 
 class _Search:
@@ -115,8 +116,16 @@ class _Search:
 
     def _needed(self, proposal: Proposal) -> float:
         """Seconds that a trial takes at least."""
-        steps = _RACING * (PASS if proposal.evaluates else 1)
+        steps = _RACING * (self._pass if proposal.evaluates else 1)
         return proposal.seconds + _VERIFYING * self.step + max(steps * self.step, _RACING * BLOCK)
+
+    @property
+    def _pass(self) -> float:
+        """How many steps an evaluation that is timed takes, at most: its batches may be larger than a step's."""
+        evaluated, feed = self._training.evaluated, self._training.feed
+        assert evaluated is not None
+        assert isinstance(feed, Feed)
+        return PASS * max(1.0, evaluated.feed.batch_size / feed.batch_size)
 
     @property
     def _time(self) -> float:
@@ -170,7 +179,7 @@ class _Search:
     def _verified(self, choices: Mapping[str, Any], proposal: Proposal) -> float:
         samples = proposal.samples(choices[proposal.switch])
         if proposal.evaluates:
-            return passes_apart(self._training, self._few, lambda shadow: apply(shadow, choices, self._known))
+            return passes_apart(self._training, lambda shadow: apply(shadow, choices, self._known))
         if samples not in self._traces:
             self._traces[samples] = Trace(self._training, self._batches, samples)
         return self._traces[samples].deviation(lambda shadow: apply(shadow, choices, self._known))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 from gradstep import tree
 from gradstep.data import Feed
 from gradstep.evaluation import measure, outputs_of
-from gradstep.metrics import MetricSet, Value
+from gradstep.metrics import Mean, MetricSet, Value
 from gradstep.plan.proposals import laid_out, threads_of
-from gradstep.plan.shadow import SAME, DeclinedError, apart_of, as_double, shadow_of
+from gradstep.plan.shadow import SAME, DeclinedError, apart_of, as_double, first_of, shadow_of
 
 if TYPE_CHECKING:
     from gradstep.setup import Training
@@ -22,21 +22,38 @@ if TYPE_CHECKING:
 PASS = 8  # batches of a pass that is timed: what is done once for it should not weigh as in a real one of one batch
 
 
+_SHOWN = 16  # samples of each batch by which it is verified
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What is evaluated while a training goes on."""
+    """What is evaluated while a training goes on: the part with the largest batches, and the metrics of all parts."""
 
     feed: Feed
     metrics: MetricSet
 
+    @classmethod
+    def of(cls, feeds: Collection[Any], metrics: MetricSet) -> Evaluated | None:
+        """None where a look costs more than a gather, or what comes of it depends on how it is asked for."""
+        known = [feed for feed in feeds if isinstance(feed, Feed) and feed.source.in_memory]
+        if not known or len(known) != len(feeds):
+            return None
+        return cls(max(known, key=lambda feed: feed.batch_size), metrics)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the metrics are gradstep's own, which count: a function of a batch may be no mean over samples."""
+        own = self.metrics.metrics.values()
+        return all(type(each).__module__ == Mean.__module__ and not isinstance(each, Mean) for each in own)
+
 
 class Few:
-    """The first batches of it, read once."""
+    """The first batches of it, read once; with `cut`, some samples of each."""
 
-    def __init__(self, evaluated: Evaluated) -> None:
+    def __init__(self, evaluated: Evaluated, cut: Callable[[Any], Any] = lambda batch: batch) -> None:
         feed = evaluated.feed
         self.metrics, self.device, self.size = evaluated.metrics, feed.device, feed.batch_size
-        self._joined = {1: [feed[number] for number in range(min(PASS, feed.steps_per_epoch))]}
+        self._joined = {1: [cut(feed[number]) for number in range(min(PASS, feed.steps_per_epoch))]}
 
     def of(self, size: int | None) -> _Batches:
         """The same samples in batches of about so many; None: as the user has them."""
@@ -62,11 +79,13 @@ def take_passes(training: Training, few: Few, count: int = 1) -> None:
         _values(training, few, training.update.unpack)
 
 
-def passes_apart(training: Training, few: Few, apply: Callable[[Training], Any]) -> float:
-    """How far an evaluation's outputs are from plain in float64, in parts of the largest.
+def passes_apart(training: Training, apply: Callable[[Training], Any]) -> float:
+    """How far an evaluation's outputs are from plain in float64, in parts of the largest, for a few samples.
 
-    DeclinedError where they, its loss or a metric are too far: a criterion, or a metric, may not be a mean.
+    DeclinedError where they, the loss or a metric are too far.
     """
+    assert training.evaluated is not None
+    few = Few(training.evaluated, lambda batch: first_of(batch, training, _SHOWN))
 
     def unpack(batch: Any) -> tuple[Any, Any]:
         return training.update.unpack(tree.map_tensors(as_double, batch))

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradstep.data import Feed
 from gradstep.errors import RecipeError
 from gradstep.module_state import layouts
 from gradstep.optim import SGD
-from gradstep.update import Update
-from gradstep.update.norm import coupled
+from gradstep.update.denominators import is_mean
 from gradstep.update.update import Found
 
 if TYPE_CHECKING:
@@ -167,29 +167,31 @@ def _lay_out_slots(training: Training) -> None:
 def _pieces(training: Training) -> list[Any]:
     """Parts of a large batch: what the forward leaves for the backward may then still be in the cache.
 
-    Where the user says what BatchNorm's statistics are of, that is his to say.
+    Where there is BatchNorm, frozen for now or not, what its statistics are of is the user's to say.
     """
     update, feed = training.update, training.feed
-    said = update.stat_group is not None or bool(coupled(training.state.model))
+    said = update.stat_group is not None or any(isinstance(m, _BatchNorm) for m in training.state.model.modules())
     if said or not isinstance(feed, Feed) or training.device.type != "cpu":
         return []
     return [part for part in (feed.batch_size // 4, feed.batch_size // 16) if part >= _FEWEST]
 
 
-def take_apart(update: Update, micro_batch: int) -> None:
-    """Has it accumulate its batches from micro-batches, and no other way: where that is not exact, it raises."""
-    if (update.micro_batch, update.method) != (micro_batch, "accumulate"):
-        update.micro_batch, update.method, update.found = micro_batch, "accumulate", Found()
+def take_apart(training: Training, chosen: int | None) -> None:
+    """Has the update accumulate its batches from micro-batches that the plan chose, and in no other way: where that is
+    not exact, it raises. None: it takes them as the user says."""
+    update, chosen_now = training.update, training.update.micro_batch != training.micro_batch
+    if chosen is not None and (update.micro_batch, update.method) != (chosen, "accumulate"):
+        update.micro_batch, update.method, update.found = chosen, "accumulate", Found()
+    elif chosen is None and chosen_now:
+        update.micro_batch, update.method, update.found = training.micro_batch, "auto", Found()
 
 
 def _take_apart(training: Training, value: Any) -> Undo:
-    """Not undone: the update is the run's own, and nothing of the user's has changed."""
-    take_apart(training.update, value)
-    return _nothing
-
-
-def _nothing() -> None:
-    """What undoes nothing."""
+    """Undone in a shadow alone: the run's own update is as `Training.decide` left it, which knows the choices."""
+    if training.update.micro_batch == value:
+        return lambda: None
+    take_apart(training, value)
+    return lambda: take_apart(training, None)
 
 
 def _with_a_kernel_for_all(training: Training) -> list[Any]:
@@ -259,8 +261,11 @@ def _lay_out_for_evaluations(training: Training, value: Any) -> Undo:
 
 def _joined(training: Training) -> list[Any]:
     """Four batches of an evaluation at once, which without their graphs take no more memory than a step."""
-    feed = None if training.evaluated is None else training.evaluated.feed
-    return [4 * feed.batch_size] if feed is not None and feed.steps_per_epoch >= 4 else []
+    evaluated = training.evaluated
+    if evaluated is None or training.micro_batch is not None or evaluated.feed.steps_per_epoch < 4:
+        return []
+    means = evaluated.counts and is_mean(training.state.criterion)
+    return [4 * evaluated.feed.batch_size] if means else []
 
 
 def _evaluate_at_once(training: Training, value: Any) -> Undo:

@@ -69,6 +69,13 @@ def tabled(criterion: Any, shape: tuple[int, ...], targets: Any, samples: int) -
     return len(shape) > 1
 
 
+def is_mean(criterion: Any) -> bool:
+    """Whether `Sharing` makes the same means of a criterion whatever the batches: all that it is made of is known."""
+    return all(
+        type(each) in _TABLE for each in (criterion.criteria.values() if isinstance(criterion, Terms) else [criterion])
+    )
+
+
 def summed(criterion: Any) -> Any:
     """The criterion that gives the sum where this gives the mean; itself where it gives the sum, or one loss each."""
     if criterion.reduction not in ("mean", "batchmean"):

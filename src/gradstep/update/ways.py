@@ -61,7 +61,8 @@ def choose(batch: Batch, method: str, dropout: str) -> Way:
     if method == "accumulate":
         raise ModelError(
             f"method: {describe(batch.criterion)} can't be accumulated over micro-batches ({verdict.why}). Take "
-            "method='two_pass', which is right for any criterion, or 'auto'."
+            "method='two_pass', which is right for any criterion, or 'auto'; and micro_batch where plan.micro_batch is "
+            "asked for."
         )
     return Way("two_pass", verdict.why, sizes, two_pass)
 

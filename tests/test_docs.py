@@ -105,7 +105,7 @@ def test_what_changes_nothing_is_adopted_in_no_more_than_one_trial_of_a_hundred(
     assert all(
         record[name]["adopted"] <= 0.01 * record[name]["trials"] for name in ("alone", "beside a busy neighbour")
     )
-    assert beside["ms a step, nine in ten"] > record["alone"]["ms a step, nine in ten"]  # it was there
+    assert beside["ms a step"] > 1.03 * record["alone"]["ms a step"]  # it was there
     assert (beside["adopted"], beside["trials"]) == (0, 1000)
     assert "none of 1,000 real ones" in " ".join((ROOT / "docs" / "PLAN.md").read_text().split())
 

@@ -284,6 +284,7 @@ def test_batches_are_joined_only_where_criterion_and_metrics_are_sums_over_sampl
     assert [len(batch[0]) for batch in few.of(None).once()] == [10] * 8
     assert [len(batch[0]) for batch in few.of(40).once()] == [40] * 2
     assert _joined(plain) == [40]
+    assert _joined(evaluating(training_of(net(), batch_size=8))) == []  # forty would take more than a step of eight
     assert _joined(coupled) == []  # its criterion is not one that is known to be a mean
     by_batch = {"f1": lambda outputs, targets: (outputs.argmax(1) == targets).float().mean()}
     assert _joined(evaluating(training_of(net()), by_batch)) == []

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from gradstep.setup import Training
 
 PASS = 8  # batches of a pass that is timed: what is done once for it should not weigh as in a real one of one batch
-
-
 _SHOWN = 16  # samples of each batch by which it is verified
 
 

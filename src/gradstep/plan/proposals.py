@@ -260,12 +260,13 @@ def _lay_out_for_evaluations(training: Training, value: Any) -> Undo:
 
 
 def _joined(training: Training) -> list[Any]:
-    """Four batches of an evaluation at once, which without their graphs take no more memory than a step."""
-    evaluated = training.evaluated
-    if evaluated is None or training.micro_batch is not None or evaluated.feed.steps_per_epoch < 4:
+    """Four batches of an evaluation at once, where they are no larger than a step's: they leave no graph in memory."""
+    evaluated, feed = training.evaluated, training.feed
+    if evaluated is None or training.micro_batch is not None or not isinstance(feed, Feed):
         return []
+    fits = evaluated.feed.batch_size <= feed.batch_size and evaluated.feed.steps_per_epoch >= 4
     means = evaluated.counts and is_mean(training.state.criterion)
-    return [4 * evaluated.feed.batch_size] if means else []
+    return [4 * evaluated.feed.batch_size] if fits and means else []
 
 
 def _evaluate_at_once(training: Training, value: Any) -> Undo:

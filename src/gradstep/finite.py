@@ -5,8 +5,8 @@
     rewind    the run goes back to its last checkpoint and comes by again, this step changing nothing
 
 What `skip` and `rewind` left out is in the state and in metrics.jsonl, and there may be ten such steps in a run
-unless another number is given: `{"skip": 3}`. In fp16 a gradient that overflows under its scale is no such step: it
-changes nothing but the scale, and is in metrics.jsonl alone.
+unless another number is given: `{"skip": 3}`. In fp16 a gradient that overflows under its scale makes no such step: no
+weight, slot or buffer changes, the scale is halved, and the row is in metrics.jsonl alone.
 """
 
 from __future__ import annotations

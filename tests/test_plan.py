@@ -194,8 +194,9 @@ def test_a_micro_batch_that_is_chosen_is_in_the_plan_with_its_method_and_proof()
         apply(training, {"micro_batch": value})
         return _hurry(training, value)
 
-    training = training_of(Slow(norm=False, seconds=0.01))
-    choose(training, (Proposal("micro_batch", lambda _: [16], apart_and_in_a_hurry, samples=lambda value: 32),))
+    training = training_of(Slow(norm=False))
+    known = Proposal("micro_batch", lambda _: [16], apart_and_in_a_hurry, samples=lambda value: 32)
+    choose(training, (known,), now=lambda: WATCH[0])
     assert training.plan.verdicts[0].adopted, training.plan.verdicts
     assert training.plan.choices == {"micro_batch": 16}
     assert training.plan.update == "accumulate"
@@ -359,16 +360,18 @@ def test_a_feed_in_other_batches_has_the_same_samples(size: int) -> None:
 # What is chosen.
 
 
-class Slow(nn.Module):
-    """A net whose forward takes 2 ms more unless it is told to hurry."""
+WATCH = [0.0]  # seconds, by a watch on which nothing but a slow net takes time: whatever else the machine does
 
-    def __init__(self, norm: bool = True, seconds: float = 0.002) -> None:
+
+class Slow(nn.Module):
+    """A net whose forward takes 3 ms, and 1 ms if it is told to hurry."""
+
+    def __init__(self, norm: bool = True) -> None:
         super().__init__()
-        self.net, self.hurry, self.seconds = net(norm=norm), False, seconds
+        self.net, self.hurry = net(norm=norm), False
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self.hurry:
-            time.sleep(self.seconds)
+        WATCH[0] += 0.001 if self.hurry else 0.003
         outputs: Tensor = self.net(inputs)
         return outputs
 
@@ -387,7 +390,7 @@ HURRY = one(_hurry)
 
 def found(proposal: Proposal, model: nn.Module | None = None, **more: Any) -> Any:
     training = training_of(Slow() if model is None else model, **more)
-    choose(training, (proposal,))
+    choose(training, (proposal,), **({"now": lambda: WATCH[0]} if isinstance(training.state.model, Slow) else {}))
     (verdict,) = training.plan.verdicts
     return verdict
 

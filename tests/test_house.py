@@ -21,9 +21,9 @@ FLOORS = [
     {"data", "update", "optim", "schedules", "initialization", "metrics", "counted", "precision"},
     {"encoding", "snapshot", "module_state", "optimizer_state", "state", "rundir", "tensorfile", "checkpoint",
      "retention", "record"},
-    {"scheduling", "timetable", "step", "plan", "evaluation", "hooks", "stopping", "setup", "meaning", "check",
-     "keeper", "saver", "finite", "watching", "opening", "closing", "interrupt", "facts", "changes", "failure", "run",
-     "rehearsal", "unsaved", "session", "loop"},
+    {"scheduling", "timetable", "step", "graphs", "plan", "evaluation", "hooks", "stopping", "setup", "meaning",
+     "check", "keeper", "saver", "finite", "watching", "opening", "closing", "interrupt", "facts", "changes", "failure",
+     "run", "rehearsal", "unsaved", "session", "loop"},
     {"words", "recipe", "objects", "parts", "choices", "default", "building", "models", "recipes", "cli", "__main__"},
 ]  # fmt: skip
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

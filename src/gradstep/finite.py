@@ -86,10 +86,10 @@ class Guard:
         scale = state.scale
         if scale is not None and gradients:
             torch._foreach_mul_(gradients, 1.0 / scale.value)
-        gradient = self._finite(gradients) if outcome.loss.is_cpu else None
+        gradient = self._finite(gradients) if at_hand(outcome.loss) else None
         if gradient is None:
             outcome.spoiled = spoiled(gradients)
-            if not outcome.loss.is_cpu and self.rule.policy != "skip" and not known and scale is None:
+            if not at_hand(outcome.loss) and self.rule.policy != "skip" and not known and scale is None:
                 return True
             gradient = not bool(outcome.spoiled)  # this line and the next one wait for a device
             outcome.spoiled = None  # it is read
@@ -140,6 +140,11 @@ class Guard:
                 "look at the data.",
                 at + 1,
             )
+
+
+def at_hand(tensor: Tensor) -> bool:
+    """Whether its numbers can be read without waiting for a device."""
+    return tensor.is_cpu
 
 
 def _diverged(step: int, loss: float | None) -> str:

@@ -64,6 +64,7 @@ class Training:
     evaluated: Evaluated | None = None  # what is evaluated meanwhile, where the plan may look at it
     evaluation_format: str | None = None  # how the weights lie in an evaluation; None: as they do in training
     evaluation_batch: int | None = None  # samples at once in an evaluation; None: as the user says
+    trial: bool = False  # whether it is a copy on which a proposal is tried
 
     def decide(self) -> None:
         """Decides how the batches are taken, on the epoch's first batch and on its last, which may be smaller.

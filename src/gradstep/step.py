@@ -21,6 +21,13 @@ def step(
     """Trains on one batch. The order of these lines is the contract's; only the guard may wait for the device."""
     inputs, targets = update.unpack(batch)
     seed_model(device, key(state.seed, "model", index=state.step))
+    outcome = advance(state, inputs, targets, update, clip, guard)
+    done(state, outcome)
+    return outcome
+
+
+def advance(state: TrainState, inputs: Any, targets: Any, update: Update, clip: Clip | None, guard: Guard) -> Outcome:
+    """Of a step what a device computes, between its seed and its number: what a graph of it holds."""
     bare.zero_grad(state.optimizer)
     guard.before(state)
     scale = 1.0 if state.scale is None else state.scale.value
@@ -29,7 +36,6 @@ def step(
         if clip is not None:
             clip(state.trained())
         bare.step(state.optimizer)
-    _done(state, outcome)
     return outcome
 
 
@@ -57,11 +63,12 @@ def closure_step(
         return outcomes[-1].loss
 
     state.optimizer.step(closure)  # type: ignore[arg-type]  # torch's stub wants floats, its code takes tensors
-    _done(state, outcomes[0])
+    done(state, outcomes[0])
     return outcomes[0]
 
 
-def _done(state: TrainState, outcome: Outcome) -> None:
+def done(state: TrainState, outcome: Outcome) -> None:
+    """Counts the step that was made, and averages the weights it left."""
     rates = [group["lr"] for group in state.optimizer.param_groups if "lr" in group]
     # A rate in a tensor is changed in place, and reading it would wait for the device.
     outcome.rates = tuple([rate.detach().clone() if isinstance(rate, Tensor) else rate for rate in rates])

@@ -15,6 +15,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "micro_batch": (int,),
     "optimizer": ("fused", "foreach"),
     "threads": (int,),
+    "graph": ("step",),
     "evaluation": ("channels_last",),
     "evaluation_batch": (int,),
     "compile": ("model",),

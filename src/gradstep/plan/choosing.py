@@ -35,6 +35,7 @@ SHARE = 0.02  # of the predicted run
 _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
 _RACING = 20  # steps' time that a race takes at least
 _TIMES, _GRACE = 5, 1.0  # times what a trial was to take, and seconds at least, after which it hangs
+_YOURS = ("threads", "graph")  # in a loop of your own
 _FIRST = 3  # steps that the first prediction rests on
 
 
@@ -46,18 +47,18 @@ def choose(
 ) -> None:
     """Puts what is chosen into `training.plan`, with the reasons. Nothing else of the training is changed.
 
-    In an `own_loop` torch's threads are the user's. Whatever happens here, the run goes on: at worst it is plain.
+    In an `own_loop` what is between two steps is the user's. Whatever happens here, the run goes on: at worst plainly.
     """
     asked, plan = training.asked, training.plan
-    if own_loop and "threads" in asked.given:
-        raise RecipeError("plan.threads: between two steps of your own loop they are yours: torch.set_num_threads(1).")
+    _refuse_what_is_yours(asked.given, own_loop)
     if MEASURED not in asked.switches.values():
         return
     if (why := why_not(training)) is not None:
         training.plan = plan.chosen(plan.choices, (), "" if is_short(training) else f"nothing was measured: {why}")
         return
     evaluates = training.evaluated is not None
-    fit_for = [p for p in known if (evaluates or not p.evaluates) and not (own_loop and p.switch == "threads")]
+    hidden = _YOURS if own_loop else ()
+    fit_for = [p for p in known if (evaluates or not p.evaluates) and p.switch not in hidden]
     try:
         # In the mode that it trains in, whatever mode it was given in: what couples the samples shows there.
         with training.training_mode(), kept_streams(training.device), _unharmed(training):
@@ -117,7 +118,7 @@ class _Search:
     def _needed(self, proposal: Proposal) -> float:
         """Seconds that a trial takes at least."""
         steps = _RACING * (self._pass if proposal.evaluates else 1)
-        return proposal.seconds + _VERIFYING * self.step + max(steps * self.step, _RACING * BLOCK)
+        return proposal.seconds + _VERIFYING * proposal.times * self.step + max(steps * self.step, _RACING * BLOCK)
 
     @property
     def _pass(self) -> float:
@@ -138,7 +139,7 @@ class _Search:
         last = feed.steps_per_epoch - 1  # which may be smaller
         self._batches = [feed[0], feed[last]]
         self._timed = self._batches[:1]
-        self._traces: dict[int | None, Trace] = {}  # by the samples that they are of, made when they are needed
+        self._traces: dict[tuple[int | None, int], Trace] = {}  # by what they are of, made when they are needed
         self._plain = self._shadow(self._training.plan.choices)
         take_steps(self._plain, self._timed)  # the first one allocates and tunes
         began = self._now()
@@ -177,12 +178,12 @@ class _Search:
         return Verdict(proposal.switch, value, "adopted", why, ratio, final=True)
 
     def _verified(self, choices: Mapping[str, Any], proposal: Proposal) -> float:
-        samples = proposal.samples(choices[proposal.switch])
+        kind = proposal.samples(choices[proposal.switch]), proposal.times
         if proposal.evaluates:
             return passes_apart(self._training, lambda shadow: apply(shadow, choices, self._known))
-        if samples not in self._traces:
-            self._traces[samples] = Trace(self._training, self._batches, samples)
-        return self._traces[samples].deviation(lambda shadow: apply(shadow, choices, self._known))
+        if kind not in self._traces:
+            self._traces[kind] = Trace(self._training, self._batches, *kind)
+        return self._traces[kind].deviation(lambda shadow: apply(shadow, choices, self._known))
 
     def _raced(self, choices: Mapping[str, Any], proposal: Proposal, left: float) -> tuple[Raced, Training]:
         def take(shadow: Training, count: int) -> None:
@@ -206,6 +207,17 @@ class _Search:
         shadow = still(shadow_of(self._training))
         apply(shadow, choices, self._known)
         return shadow
+
+
+def _refuse_what_is_yours(given: Mapping[str, Any], own_loop: bool) -> None:
+    """RecipeError for a switch by hand that would take from the user what is his between two steps of his own loop."""
+    if own_loop and "threads" in given:
+        raise RecipeError("plan.threads: between two steps of your own loop they are yours: torch.set_num_threads(1).")
+    if own_loop and "graph" in given:
+        raise RecipeError(
+            "plan.graph: between two steps of your own loop all is yours to change, which a graph would "
+            "not see. Write off, or take fit."
+        )
 
 
 def _first_line(error: Exception) -> str:

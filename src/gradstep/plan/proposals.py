@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gradstep import graphs
 from gradstep.data import Feed
 from gradstep.errors import RecipeError
 from gradstep.module_state import layouts
 from gradstep.optim import SGD
+from gradstep.step import step
 from gradstep.update.denominators import is_mean
 from gradstep.update.update import Found
 
@@ -39,8 +41,9 @@ class Proposal:
 
     `values` gives what to try on a training, the most promising first, nothing where there is nothing in it for it.
     `apply` sets the switch and returns what undoes that; it may raise. `seconds` is what it costs beside steps.
-    `samples` is how many of a batch show whether a value changes what is computed; None: all of them. With `evaluates`
-    it is a pass without gradients that it may make faster, and not a step.
+    `samples` is how many of a batch show whether a value changes what is computed; None: all of them; `times` is how
+    often each batch must be taken for that. With `evaluates` it is a pass without gradients that it may make faster,
+    and not a step.
     """
 
     switch: str
@@ -48,6 +51,7 @@ class Proposal:
     apply: Callable[[Training, Any], Undo]
     seconds: float = 0.0
     samples: Callable[[Any], int | None] = lambda value: 16  # noqa: ARG005
+    times: int = 1
     evaluates: bool = False
 
 
@@ -222,6 +226,29 @@ def _take_all_at_once(training: Training, value: Any) -> Undo:
     return undo
 
 
+def _replayable(training: Training) -> list[Any]:
+    """Where a device keeps graphs, and the user has not said how the optimizer is to go through the parameters."""
+    state, groups = training.state, training.state.optimizer.param_groups
+    said = any(group.get(each) for group in groups for each in ("foreach", "differentiable"))
+    why = graphs.why_not(state, training.update, training.guard, training.device)
+    return ["step"] if training.take_step is step and not said and why is None else []
+
+
+def _replay(training: Training, value: Any) -> Undo:  # noqa: ARG001
+    """Steps by a graph of their kernels, in which the fused optimizer's are: they read the rate from memory."""
+    before, make = training.take_step, graphs.maker_of(training.device)
+    if (why := graphs.why_not(training.state, training.update, training.guard, training.device)) or make is None:
+        raise RuntimeError(why)
+    undo_fused = _take_all_at_once(training, "fused")
+    training.take_step = graphs.GraphedSteps(make, strict=training.trial)
+
+    def undo() -> None:
+        training.take_step = before
+        undo_fused()
+
+    return undo
+
+
 def _fewer_threads(training: Training) -> list[Any]:
     """One, where there are more: never more than torch was given."""
     return [1] if training.device.type == "cpu" and torch.get_num_threads() > 1 else []
@@ -312,6 +339,7 @@ PROPOSALS = (
     Proposal("micro_batch", _pieces, _take_apart, samples=lambda value: 2 * value + value // 2),
     Proposal("optimizer", _with_a_kernel_for_all, _take_all_at_once),
     Proposal("threads", _fewer_threads, _set_threads),
+    Proposal("graph", _replayable, _replay, times=4),
     Proposal("evaluation", _with_images, _lay_out_for_evaluations, evaluates=True),
     Proposal("evaluation_batch", _joined, _evaluate_at_once, evaluates=True),
     Proposal("compile", _compilable, _compile, seconds=_COMPILING, samples=lambda value: None),  # noqa: ARG005

@@ -60,7 +60,7 @@ def shadow_of(training: Training, dtype: torch.dtype | None = None) -> Training:
     its = state.criterion if copied is None else copied
     own = TrainState(model, optimizer, its, state.seed, state.step, scale=copy.copy(state.scale))
     update = _update_of(training.update, model, its, state.seed)
-    return replace(training, state=own, update=update, guard=Guard(training.guard.rule))
+    return replace(training, state=own, update=update, guard=Guard(training.guard.rule), trial=True)
 
 
 def _update_of(update: Update, model: nn.Module, criterion: Any, seed: int) -> Update:
@@ -98,13 +98,14 @@ def synchronise(device: torch.device) -> None:
 class Trace:
     """What the plain steps make of a training in float64: what a proposal's steps must make of it too.
 
-    The steps are of the first `samples` of each batch, or of all of it, at rates that differ.
+    The steps are of the first `samples` of each batch, or of all of it, at rates that differ; each is taken so many
+    `times`, in turn.
     """
 
-    def __init__(self, training: Training, batches: Sequence[Any], samples: int | None = None) -> None:
+    def __init__(self, training: Training, batches: Sequence[Any], samples: int | None = None, times: int = 1) -> None:
         self._training = training
         few = batches if samples is None else [first_of(batch, training, samples) for batch in batches]
-        self._batches = [tree.map_tensors(as_double, batch) for batch in few]
+        self._batches = [tree.map_tensors(as_double, batch) for batch in few] * times
         self._before = _tensors(shadow_of(training, torch.float64))
         self._after, self._losses = self._steps(_nothing)
 
@@ -132,8 +133,9 @@ class Trace:
         with threads_of(shadow):
             for number, batch in enumerate(self._batches):
                 for group in shadow.state.optimizer.param_groups:
-                    if "lr" in group:
-                        group["lr"] = group["lr"] * _RATES[number % len(_RATES)]
+                    if "lr" in group:  # as float32 has it, which is what a device's kernels read from memory
+                        rate = torch.as_tensor(group["lr"] * _RATES[number % len(_RATES)], dtype=torch.float32)
+                        group["lr"] = rate if isinstance(group["lr"], Tensor) else rate.item()
                 outcome = shadow.take_step(shadow.state, batch, shadow.update, shadow.clip, shadow.guard, shadow.device)
                 losses.append(float(outcome.loss))
         return _tensors(shadow), losses

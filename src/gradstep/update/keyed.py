@@ -49,13 +49,14 @@ def _shifted(value: Tensor, by: int) -> Tensor:
     return (value >> by) & ((1 << (64 - by)) - 1)
 
 
-def bits(words: tuple[Tensor, Tensor], call: int, elements: int) -> Tensor:
+def bits(words: tuple[Tensor, Tensor], call: int, elements: int, kept_places: bool = True) -> Tensor:
     """`[samples, elements]` int32, uniform over all of them: pcg4d of (place, both words, call), four at a time."""
     samples, quads, device = len(words[0]), -(-elements // 4), words[0].device
     v = torch.empty((4, samples, quads), dtype=torch.int32, device=device)
     x, y, z, w = v
     (first, second), last = words, _affine(call)
-    torch.add(_places(quads, device), first * last, out=x)  # int32 wraps around, as it must
+    places = _places(quads, device) if kept_places else _places.__wrapped__(quads, device)
+    torch.add(places, first * last, out=x)  # int32 wraps around, as it must
     torch.addcmul(first, second, x, out=y)
     torch.addcmul(second, x, y, out=z)
     torch.mul(y, z, out=w).add_(last)
@@ -79,12 +80,14 @@ def _affine(number: int) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
-def kept(words: tuple[Tensor, Tensor], call: int, elements: int, p: float, dtype: torch.dtype) -> Tensor:
+def kept(
+    words: tuple[Tensor, Tensor], call: int, elements: int, p: float, dtype: torch.dtype, kept_places: bool = True
+) -> Tensor:
     """`[samples, elements]` of `dtype`: 1 where an element is kept, which is so with probability 1 - p, else 0."""
     if p >= 1:
         return torch.zeros(len(words[0]), elements, dtype=dtype, device=words[0].device)
     least = round(p * (1 << 32)) - (1 << 31)
-    return bits(words, call, elements).ge_(least).to(dtype)
+    return bits(words, call, elements, kept_places).ge_(least).to(dtype)
 
 
 class KeyedDropout:
@@ -114,6 +117,9 @@ class KeyedDropout:
         self._step: Tensor | None = None  # the same on the device, once a mask is asked for
         self._words: tuple[Tensor, Tensor] | None = None
         self._samples, self._first, self._count = 0, 0, 0
+        # While a graph is captured, the step is in the device's memory already, and nothing that is kept beyond the
+        # forward may be made: it would be filled by a replay alone.
+        self.preset = False
         self._hung: list[tuple[nn.Module, Callable[..., Any]]] = []
 
     def batch(self, step: int, samples: int, layouts: dict[Call, Follows | None]) -> KeyedDropout:
@@ -251,7 +257,8 @@ class KeyedDropout:
         first, last = self._first, self._first + self._count
         whole = self._sample_words(inputs.device)
         words = whole if self._count == self._samples else tuple(word[first:last] for word in whole)
-        mask = kept(words, _place_of(call), rows * math.prod(rest), p, inputs.dtype)  # type: ignore[arg-type]
+        places = rows * math.prod(rest)
+        mask = kept(words, _place_of(call), places, p, inputs.dtype, not self.preset)  # type: ignore[arg-type]
         return mask.view(self._count * rows, *rest).movedim(0, dimension)
 
     def _shared_mask(self, call: Call, inputs: Tensor, p: float, features: bool) -> Tensor:
@@ -266,15 +273,24 @@ class KeyedDropout:
                 "samples, so which elements are a sample's is not known. Leave micro_batch out, or call it always."
             )
         shape = inputs.shape[:2] + (1,) * (inputs.dim() - 2) if features else inputs.shape
-        words = tuple(word[:1] for word in self._sample_words(inputs.device))
-        return kept(words, _place_of(call), math.prod(shape), p, inputs.dtype).view(shape)  # type: ignore[arg-type]
+        first, second = (word[:1] for word in self._sample_words(inputs.device))
+        places = math.prod(shape)
+        return kept((first, second), _place_of(call), places, p, inputs.dtype, not self.preset).view(shape)
 
     def _sample_words(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._words is None or self._words[0].device != device:
             if self._step is None or self._step.device != device:
+                if self.preset:
+                    raise ModelError("dropout: a mask is asked for where none was before, and its step is not known.")
                 self._step = torch.zeros((), dtype=torch.int64, device=device)
-            self._words = sample_words(self.seed, self._step.fill_(self._number), self._samples)
+            step = self._step if self.preset else self._step.fill_(self._number)
+            self._words = sample_words(self.seed, step, self._samples)
         return self._words
+
+    def write(self, number: int) -> None:
+        """The step's number, to where masks read it: for a forward that is replayed, or captured now."""
+        if self._step is not None:
+            self._step.fill_(number)
 
 
 @functools.cache

@@ -131,6 +131,23 @@ class Update:
         with self._own_layers(self.batches + 1, samples):
             return self.found.ways.get(samples) or self._decide(inputs, targets, samples)
 
+    def key_in_memory(self, step: int) -> None:
+        """Writes the step that masks are keyed by to where a captured forward reads it."""
+        if self._keyed is not None:
+            self._keyed.write(step)
+
+    @contextmanager
+    def keyed_from_memory(self) -> Iterator[None]:
+        """Inside, masks are keyed by the step that was written, whatever `backward` is told: a graph is captured."""
+        if self._keyed is None:
+            yield
+            return
+        self._keyed.preset = True
+        try:
+            yield
+        finally:
+            self._keyed.preset = False
+
     @property
     def ways(self) -> dict[int, Way]:
         """How batches are taken, by their size, as far as it is decided."""

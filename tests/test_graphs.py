@@ -1,0 +1,319 @@
+"""Steps that are replayed: the same bits as steps that are taken one by one, or none at all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gradstep
+from gradstep import finite, graphs
+from gradstep.errors import RecipeError
+from gradstep.graphs import GraphedSteps
+from gradstep.plan.choosing import choose
+from gradstep.plan.proposals import PROPOSALS, apply
+from gradstep.plan.shadow import DeclinedError, Trace
+from gradstep.step import step as plain_step
+from tests.recorded import RecordedGraph
+from tests.test_plan import IMAGES, LABELS, batches_of, net, training_of
+
+GRAPH = tuple(proposal for proposal in PROPOSALS if proposal.switch == "graph")
+
+
+@pytest.fixture(autouse=True)
+def device_with_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU as a device that keeps graphs, and whose numbers are not at hand."""
+    monkeypatch.setattr(graphs, "maker_of", lambda device: RecordedGraph)
+    monkeypatch.setattr(finite, "at_hand", lambda tensor: False)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=2.0**-10, fused=True),
+    "AdamW, groups": lambda p: torch.optim.AdamW(
+        [{"params": p[:2], "lr": 2.0**-7}, {"params": p[2:]}], lr=2.0**-9, fused=True
+    ),
+    "gradstep's SGD, L1": lambda p: gradstep.optim.SGD(p, lr=0.0625, momentum=0.9, weight_decay_l1=1e-4, fused=True),
+}
+
+
+def taken(make_net: Callable[[], nn.Module], optimizer: Any, graphed: bool, count: int = 9, **more: Any) -> Any:
+    """The losses and tensors of so many steps of the fit's own loop, and how many of them were replayed."""
+    training = training_of(make_net(), count, optimizer, plan={"graph": "step"} if graphed else "plain", **more)
+    losses, outputs = [], []
+    with training.training_mode(), training.planned():
+        steps = training.take_step
+        for number in range(count):
+            training.before_step()
+            batch = training.feed[number]  # type: ignore[index]
+            outcome = training.take_step(
+                training.state, batch, training.update, training.clip, training.guard, training.device
+            )
+            losses.append(outcome.loss)
+            outputs.append(outcome.outputs)
+            assert outcome.targets is batch[1]
+            assert outcome.step == number + 1
+        found = {
+            f"{file}/{name}": tensor.clone()
+            for file, own in training.state.tensors().items()
+            for name, tensor in own.items()
+        }
+        gradients = [parameter.grad for parameter in training.state.trained()]
+    return losses, outputs, found, gradients, getattr(steps, "replayed", 0)
+
+
+def assert_same(plain: Any, other: Any) -> None:
+    for ours, theirs in ((plain[0], other[0]), (plain[1], other[1]), (plain[3], other[3])):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert plain[2].keys() == other[2].keys()
+    assert [name for name, tensor in plain[2].items() if not torch.equal(tensor, other[2][name])] == []
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"schedule": lambda step, base: base * 2.0 ** -(step % 3), "clip": 0.5},
+        {"dropout": "stream", "batch_size": 40},
+        {"ema": 0.9, "on_nonfinite": "rewind"},
+    ],
+    ids=["plain", "schedule and clip", "torch's own dropout, ragged batches", "average"],
+)
+def test_replayed_steps_are_the_steps_bit_for_bit(optimizer: Any, more: dict[str, Any]) -> None:
+    plain, other = taken(net, optimizer, False, **more), taken(net, optimizer, True, **more)
+    assert_same(plain, other)
+    # Each kind of batch is taken once one by one: the epoch's last of 16 samples is another kind than those of 40.
+    assert other[4] == (7 if "batch_size" in more else 8)
+
+
+def test_a_rate_that_float32_can_t_hold_is_the_nearest_one() -> None:
+    def optimizer(p: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(p, lr=0.1, fused=True)
+
+    plain, other = taken(net, optimizer, False), taken(net, optimizer, True)
+    for name, tensor in plain[2].items():
+        torch.testing.assert_close(other[2][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+# What a graph would freeze is seen: as a proposal it is declined, with the reason.
+
+
+class Reads(nn.Module):
+    """A net whose forward does more than hand kernels to a device."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.net, self.how, self.calls = net(dropout=False), how, 0
+        self.scale = torch.ones(())
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.net(inputs)
+        if self.how == "draws on the host":
+            return outputs if random.random() < 0.5 else outputs * 2
+        if self.how == "counts":
+            self.calls += 1
+            return outputs * (1 + self.calls % 3)
+        if self.how == "waits":
+            return outputs / outputs.detach().abs().max().item()
+        if self.how == "makes its buffer anew":
+            self.seen = self.seen + outputs.detach().mean()
+            return outputs + self.seen
+        if self.how == "carries a tensor":
+            self.scale = 1 + outputs.detach().mean()
+            return outputs * self.scale
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("draws on the host", "stream of the host"),
+        ("counts", "keeps in Python what a step changes"),
+        ("waits", "_local_scalar_dense.* waits for the device"),
+        ("makes its buffer anew", "keeps in Python"),
+        ("carries a tensor", "keeps in Python"),
+    ],
+)
+def test_a_step_that_a_graph_would_freeze_is_not_captured(how: str, why: str) -> None:
+    training = training_of(Reads(how), optimizer=OPTIMIZERS["SGD"])
+    with training.training_mode(), pytest.raises(RuntimeError, match=f"the step can't be captured: .*{why}"):
+        Trace(training, batches_of(training), 16, 4).deviation(lambda shadow: apply(shadow, {"graph": "step"}))
+    choose(training, GRAPH)
+    assert not training.plan.choices
+    assert "can't be captured" in training.plan.verdicts[0].why
+    # Set by hand it trains all the same, one step after the other.
+    random.seed(5)
+    plain = taken(lambda: Reads(how), OPTIMIZERS["SGD"], False)
+    random.seed(5)
+    with pytest.warns(UserWarning, match=f"plan.graph: a step can't be captured.*{why}"):
+        other = taken(lambda: Reads(how), OPTIMIZERS["SGD"], True)
+    assert_same(plain, other)
+    assert other[4] == 0
+
+
+def test_what_is_captured_is_verified_by_replays() -> None:
+    training = training_of(net(), optimizer=OPTIMIZERS["Adam"])
+    made = RecordedGraph.made
+    with training.training_mode():
+        apart = Trace(training, batches_of(training), 16, 4).deviation(lambda own: apply(own, {"graph": "step"}))
+    assert apart <= 1e-9
+    assert RecordedGraph.made > made
+
+
+@pytest.mark.parametrize("frozen", ["rate", "masks", "stream"])
+def test_what_is_frozen_into_a_graph_is_seen(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the three that are written before a replay, forgotten."""
+    if frozen == "rate":
+        monkeypatch.setattr(GraphedSteps, "_write_rates", lambda *_: None)
+    elif frozen == "masks":
+        monkeypatch.setattr("gradstep.update.keyed.KeyedDropout.write", lambda *_: None)
+    else:
+        monkeypatch.setattr(graphs, "seed_model", lambda *_: torch.default_generator.manual_seed(1))
+    dropout = "stream" if frozen == "stream" else "keyed"
+    training = training_of(net(), optimizer=OPTIMIZERS["SGD"], dropout=dropout)
+    with training.training_mode(), pytest.raises(DeclinedError, match="no longer the same"):
+        Trace(training, batches_of(training), 16, 4).deviation(lambda own: apply(own, {"graph": "step"}))
+
+
+def halves_momentum(training: Any, number: int) -> None:
+    for group in training.state.optimizer.param_groups:
+        group["momentum"] = 0.9 / (1 + number // 4)
+
+
+def weighs_the_loss(training: Any, number: int) -> None:
+    training.state.criterion.label_smoothing = 0.1 * (number // 4)
+
+
+def freezes_a_layer(training: Any, number: int) -> None:
+    training.state.model[0].weight.requires_grad_(number < 4)
+
+
+def puts_its_state_back(training: Any, number: int) -> None:
+    if number == 4:
+        files, numbers = training.state.snapshot()
+        training.state.load(files, numbers)
+
+
+def stops_training_a_layer(training: Any, number: int) -> None:
+    training.state.model[1].train(number < 4)
+
+
+@pytest.mark.parametrize(
+    "meddle", [halves_momentum, weighs_the_loss, freezes_a_layer, puts_its_state_back, stops_training_a_layer]
+)
+def test_what_is_another_since_a_graph_was_captured_is_captured_anew(meddle: Callable[[Any, int], None]) -> None:
+    found = []
+    for graphed in (False, True):
+        training = training_of(net(), 12, OPTIMIZERS["SGD"], plan={"graph": "step"} if graphed else "plain")
+        made = RecordedGraph.made
+        with training.training_mode(), training.planned():
+            for number in range(12):
+                meddle(training, number)
+                batch = training.feed[number]  # type: ignore[index]
+                training.take_step(
+                    training.state, batch, training.update, training.clip, training.guard, training.device
+                )
+            found.append({name: tensor.clone() for name, tensor in training.state.tensors()["model"].items()})
+    assert RecordedGraph.made - made == (3 if meddle in (halves_momentum, weighs_the_loss) else 2)
+    assert [name for name, tensor in found[0].items() if not torch.equal(tensor, found[1][name])] == []
+
+
+def test_conditions_that_are_always_others_end_in_plain_steps() -> None:
+    training = training_of(net(), 200, OPTIMIZERS["SGD"], plan={"graph": "step"})
+    made = RecordedGraph.made
+    with training.training_mode(), training.planned():
+        for number in range(100):
+            training.state.optimizer.param_groups[0]["momentum"] = 0.9 / (1 + number // 3)
+            batch = training.feed[number]  # type: ignore[index]
+            training.take_step(training.state, batch, training.update, training.clip, training.guard, training.device)
+    assert RecordedGraph.made - made == graphs._MOST
+
+
+def run(plan: Any, steps: int, out: Path | None = None, resume: bool = False, **more: Any) -> Any:
+    return gradstep.fit(
+        net(), nn.CrossEntropyLoss(), (IMAGES, LABELS), valid=(IMAGES, LABELS), optimizer=OPTIMIZERS["Adam"],
+        steps=steps, batch_size=40, metrics=["accuracy"], plan=plan, out=out, name="run" if out else None,
+        resume=resume, quiet=True, **more,
+    )  # fmt: skip
+
+
+def test_a_run_by_graphs_is_the_run_and_is_resumed_as_it_was(tmp_path: Path) -> None:
+    plain, other = run("plain", 12), run({"graph": "step"}, 12)
+    model, same = plain.model.state_dict(), other.model.state_dict()
+    assert [name for name in model if not torch.equal(model[name], same[name])] == []
+    options = {"schedule": lambda step, base: base, "checkpoint": {"every": "2 steps"}}
+    run({"graph": "step"}, 12, tmp_path / "whole", **options)
+    stop = [0]
+
+    class Stops:
+        def on_train_batch_end(self, state: Any, outcome: Any) -> None:
+            stop[0] += 1
+            if stop[0] == 7:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run({"graph": "step"}, 12, tmp_path / "cut", hooks=[Stops()], **options)
+    resumed = run({"graph": "step"}, 12, tmp_path / "cut", resume=True, **options)
+    after = resumed.model.state_dict()
+    assert [name for name in model if not torch.equal(model[name], after[name])] == []
+
+
+# What can't be had.
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"micro_batch": 8}, "micro-batches"),
+        ({"on_nonfinite": "skip"}, "waits"),
+        ({"optimizer": lambda p: torch.optim.RMSprop(p)}, "RMSprop has no fused kernel"),
+        ({"optimizer": lambda p: gradstep.optim.SGD(p, lr=0.1, lr_decay=0.1)}, "counts its steps"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.1))}, "is a tensor"),
+    ],
+)
+def test_where_no_graph_can_be_it_is_neither_proposed_nor_taken(more: dict[str, Any], why: str) -> None:
+    training = training_of(net(norm=False), **more)
+    assert GRAPH[0].values(training) == []
+    with pytest.raises(RecipeError, match=rf"plan\.graph: step can't be had here .*{why}.* Write off"):
+        apply(training, {"graph": "step"})
+
+
+def test_a_cpu_keeps_no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(RecipeError, match=r"plan\.graph: step can't be had here \(RuntimeError: cpu keeps no graphs\)"):
+        run({"graph": "step"}, 4)
+
+
+def test_a_loop_of_ones_own_has_no_graphs() -> None:
+    with pytest.raises(RecipeError, match=r"plan\.graph: between two steps of your own loop"):
+        gradstep.steps(
+            net(), nn.CrossEntropyLoss(), (IMAGES, LABELS), optimizer=OPTIMIZERS["SGD"], steps=5, batch_size=32,
+            plan={"graph": "step"},
+        )  # fmt: skip
+
+
+def test_the_users_options_are_his_own_again() -> None:
+    training = training_of(net(), 9, lambda p: torch.optim.Adam(p, lr=0.25), plan={"graph": "step"})
+    before = [{k: v for k, v in group.items() if k != "params"} for group in training.state.optimizer.param_groups]
+    with training.training_mode(), training.planned():
+        for number in range(6):
+            training.take_step(
+                training.state,
+                training.feed[number],
+                training.update,
+                None,
+                training.guard,
+                training.device,  # type: ignore[index]
+            )
+            assert training.state.optimizer.param_groups[0]["lr"] == 0.25
+            assert not training.state.optimizer.param_groups[0]["capturable"]
+    assert training.take_step is plain_step
+    after = [{k: v for k, v in group.items() if k != "params"} for group in training.state.optimizer.param_groups]
+    assert before == after

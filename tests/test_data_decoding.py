@@ -41,7 +41,7 @@ def test_each_way_gives_every_result_once_in_order(count, length, way):
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 300, 3000])
 @pytest.mark.parametrize("function", [squared, slow])
 def test_the_chosen_way_gives_every_result_once_in_order(count, function, monkeypatch):
-    monkeypatch.setattr(decoding, "_cores", lambda: 2)
+    monkeypatch.setattr(decoding, "own_cores", lambda: 2)
     count = min(count, 200) if function is slow else count
     assert list(in_order(function, list(range(count)))) == [function(n) for n in range(count)]
 
@@ -49,7 +49,7 @@ def test_the_chosen_way_gives_every_result_once_in_order(count, function, monkey
 @pytest.fixture
 def tried(monkeypatch) -> list[str]:
     """The ways that were tried, in their order, each made as quick as the test says."""
-    monkeypatch.setattr(decoding, "_cores", lambda: 2)
+    monkeypatch.setattr(decoding, "own_cores", lambda: 2)
     names: list[str] = []
     real = decoding._tried
 
@@ -101,7 +101,7 @@ def test_threads_that_win_are_all_that_is_tried_for_larger_files(tried, monkeypa
 
 
 def test_one_core_is_for_one_way(tried, monkeypatch):
-    monkeypatch.setattr(decoding, "_cores", lambda: 1)
+    monkeypatch.setattr(decoding, "own_cores", lambda: 1)
     assert list(in_order(slow, list(range(50)))) == [-n for n in range(50)]
     assert tried == ["_inline"]
 

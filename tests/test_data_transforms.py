@@ -21,6 +21,7 @@ from gradstep.data import (
     load_named,
     prepare,
 )
+from gradstep.data.transforms import CenterCrop, apply
 from gradstep.errors import DataError, RecipeError
 
 finite = st.floats(-1e6, 1e6)
@@ -429,3 +430,37 @@ def test_every_other_form_is_an_error_that_shows_what_was_written_or_what_is_all
 def test_a_misspelt_name_is_answered_with_the_nearest_one_and_all_forms(document, meant):
     with pytest.raises(RecipeError, match=f"float, {{resize: 32}}, .* Did you mean '{meant}'\\?$"):
         from_document(document)
+
+
+class Keeps:
+    """A transform of the user's, which keeps what it is given."""
+
+    def __init__(self):
+        self.kept = []
+
+    def __call__(self, inputs):
+        self.kept.append((inputs, inputs.clone()))
+        return inputs
+
+
+NAMES = st.lists(st.sampled_from(["float", "normalize", "resize", "crop", "keeps"]), max_size=5)
+
+
+@given(NAMES, st.booleans())
+def test_transforms_in_a_row_are_each_by_itself_and_write_over_nothing_but_their_own(names, floats):
+    keeps = Keeps()
+    made = {"float": ToFloat(), "normalize": Normalize([0.1, 0.2, 0.3], (0.5, 0.25, 2.0)), "resize": Resize(6),
+            "crop": CenterCrop(4), "keeps": keeps}  # fmt: skip
+    pixels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    inputs = pixels.float() if floats else pixels
+    before, chain, expected = inputs.clone(), [made[name] for name in names], inputs
+    for transform in chain:
+        try:
+            expected = transform(expected.clone())
+        except DataError:  # integers can't be normalised
+            with pytest.raises(DataError):
+                apply(chain, inputs)
+            return
+    assert torch.equal(apply(chain, inputs), expected)
+    assert torch.equal(inputs, before)
+    assert all(torch.equal(given, then) for given, then in keeps.kept)

@@ -57,7 +57,7 @@ def in_order(function: Function, values: Sequence[Any], processes: bool = True) 
 
     `function` changes nothing outside of itself; by a process it is called in a fork, which sends its result back.
     """
-    cores, pieces = _cores(), _Pieces(len(values))
+    cores, pieces = own_cores(), _Pieces(len(values))
     cost: dict[Way, float] = {}
     cost[_inline] = yield from _tried(_inline, function, values, pieces)
     if cores > 1 and pieces.left:
@@ -121,7 +121,7 @@ def _inline(function: Function, values: Sequence[Any], pieces: Pieces) -> Genera
 
 
 def _threads(function: Function, values: Sequence[Any], pieces: Pieces) -> Generator[list[Any]]:
-    count = min(_WORKERS, _cores())
+    count = min(_WORKERS, own_cores())
     with ThreadPoolExecutor(count) as pool:
         ahead: deque[Future[list[Any]]] = deque()
         try:
@@ -146,7 +146,7 @@ def _processes(function: Function, values: Sequence[Any], pieces: Pieces) -> Gen
 
     chosen = multiprocessing.get_start_method(allow_none=True)
     try:
-        team = answers(_Called(function, values), 0, questions(), min(_WORKERS, _cores()), "the images")
+        team = answers(_Called(function, values), 0, questions(), min(_WORKERS, own_cores()), "the images")
         with closing(team) as answered, suppress(DataError, ProcessLostError):
             for _, results in answered:
                 asked.popleft()
@@ -183,6 +183,6 @@ def _can_fork() -> bool:
     return method == "fork" and not multiprocessing.current_process().daemon
 
 
-def _cores() -> int:
+def own_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

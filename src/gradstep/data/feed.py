@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import count
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gradstep import tree
+from gradstep.data.ahead import made_ahead
 from gradstep.data.order import permutation
 from gradstep.data.pipeline import Pipeline
-from gradstep.data.sources import Source, original
+from gradstep.data.sources import Source, Tensors, original
 from gradstep.data.workers import Question, answers
 from gradstep.errors import DataError
 
@@ -72,6 +74,9 @@ class Feed:
             )
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the last epoch's, so that it is drawn once
         self._cut: tuple[int, Sequence[Tensor]] = (-1, ())  # so many batches of it, cut in one call
+        self._ahead = False  # whether a thread makes them
+        self._there: Tensors | None = None  # the whole source on the device
+        self._known: weakref.ref[Tensors] | None = None  # the same, as long as a feed has it
         # What each batch is held against while it is on the CPU, where looking costs no wait for a device.
         self.checks: list[Check] = [] if source.in_memory and all_finite(source, what) else [refuse_non_finite]
 
@@ -99,11 +104,19 @@ class Feed:
 
     def __getitem__(self, step: int) -> Any:
         epoch, indices = self.indices(step)
-        return self._finish(self.source.batch(indices, epoch, self.seed), indices, epoch, step)
+        if self._there is not None:  # 8 bytes a sample go to the device, and no sample
+            batch = self._there.batch(indices.to(self.device, non_blocking=True), epoch, self.seed)
+        else:
+            batch = self.source.batch(indices, epoch, self.seed)
+            if self._ahead and self.device.type == "cuda":
+                batch = tree.map_tensors(Tensor.pin_memory, batch)  # so that the copy to the device waits for nobody
+        return self._finish(batch, indices, epoch, step)
 
     def start(self, step: int, stop: int | None = None) -> Iterator[Any]:
         """Batches from number `step` on, to number `stop` if it is given (which is left out)."""
         steps = count(step) if stop is None else iter(range(step, stop))
+        if self._ahead:
+            return made_ahead(self._alone().__getitem__, steps)
         return self._by_workers(steps) if self.workers else (self[number] for number in steps)
 
     def once(self) -> Iterator[Any]:
@@ -112,9 +125,51 @@ class Feed:
 
     def in_batches_of(self, batch_size: int) -> Feed:
         """The same samples in the same order, so many at once; of those that an epoch has."""
-        other = copy.copy(self)
+        other = self._alone()
         other.batch_size, other.steps_per_epoch = batch_size, math.ceil(self.samples / batch_size)
-        other._order = (-1, torch.empty(0))
+        return other
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether a batch is a function of its number in any thread: data in memory, and no code of the user's."""
+        return self.source.in_memory and self.pipeline.is_ours
+
+    def ahead(self) -> Feed:
+        """The same batches, each made by a thread while the ones before are used. DataError where that isn't pure."""
+        if not self.is_pure:
+            raise DataError(f"{self.what}: only batches of data in memory can be made ahead by a thread.")
+        other = self._alone()
+        other._ahead = True
+        return other
+
+    def resident(self) -> Feed:
+        """The same batches, gathered on the device where all samples are put, once for all feeds that are made so.
+
+        DataError where the data do not lie in memory, or are looked through batch by batch.
+        """
+        if not self.source.in_memory or self.checks:
+            raise DataError(f"{self.what}: only data in memory that were looked through can be kept on the device.")
+        other = self._alone()
+        other._there = self._known() if self._known is not None else None
+        if other._there is None:
+            parts = (
+                tree.to_device(self.source.batch(numbers, 0, self.seed), self.device)
+                for numbers in torch.arange(len(self.source)).split(_AT_ONCE * self.batch_size)
+            )
+            other._there = Tensors(tree.concatenate(list(parts)))
+            self._known = other._known = weakref.ref(other._there)
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """What all samples take as they lie in memory."""
+        one = tree.tensors(self.source.batch(torch.arange(1), 0, self.seed))
+        return len(self.source) * sum(tensor.numel() * tensor.element_size() for tensor in one)
+
+    def _alone(self) -> Feed:
+        """The same feed with an order of its own to draw: another thread may ask it."""
+        other = copy.copy(self)
+        other._order, other._cut = (-1, torch.empty(0)), (-1, ())
         return other
 
     def sample(self) -> Any:
@@ -211,11 +266,12 @@ def all_finite(source: Source, what: str) -> bool:
     """Looks through a small source in memory and raises at the first number that is none; False if it is large."""
     content = tree.tensors(source.batch(torch.arange(1), 0, 0))
     each = sum(t.numel() * t.element_size() for t in content)
+    if not any(t.is_floating_point() for t in content):
+        return True
     if each * len(source) > _SMALL:
         return False
-    if any(t.is_floating_point() for t in content):
-        for numbers in torch.arange(len(source)).split(max(1, _LOOK // max(each, 1))):
-            refuse_non_finite(source.batch(numbers, 0, 0), original(source, numbers), what)
+    for numbers in torch.arange(len(source)).split(max(1, _LOOK // max(each, 1))):
+        refuse_non_finite(source.batch(numbers, 0, 0), original(source, numbers), what)
     return True
 
 

@@ -53,6 +53,17 @@ class Pipeline:
         return not (self._single or self._transforms or self._mixes)
 
     @property
+    def is_ours(self) -> bool:
+        """Whether all of it is gradstep's, whose draws are functions of what they are for."""
+        steps = [*(each for _, each in (*self._single, *self._mixes)), *self._transforms]
+        return all(type(each).__module__.startswith("gradstep.") for each in steps)
+
+    @property
+    def words(self) -> list[str]:
+        """What is done, in order."""
+        return [repr(each) for each in (*self._single, *self._transforms, *self._mixes)]
+
+    @property
     def mixes(self) -> bool:
         """Whether batches are mixed."""
         return bool(self._mixes)

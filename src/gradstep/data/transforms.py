@@ -6,6 +6,7 @@ numbers in place, and those travel with the run to validation, test and predicti
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -109,12 +110,21 @@ class Normalize:
     std: tuple[float, ...] | None = None
 
     def __call__(self, inputs: Tensor) -> Tensor:
+        mean, std = self._numbers(inputs)
+        return (inputs - mean).div_(std)
+
+    def into(self, inputs: Tensor) -> Tensor:
+        """The same, bit for bit, written over the inputs."""
+        mean, std = self._numbers(inputs)
+        return inputs.sub_(mean).div_(std)
+
+    def _numbers(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if self.mean is None or self.std is None:
             raise DataError("normalize has no numbers yet: it is measured by `gradstep.data.prepare`.")
         if not inputs.is_floating_point():
             raise DataError(f"normalize needs floats and got {inputs.dtype}. Put 'float' before 'normalize'.")
-        mean, std = _by_channel(inputs, self.mean, "mean"), _by_channel(inputs, self.std, "std")
-        return (inputs - mean) / std
+        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))  # what is given may be a list
+        return _by_channel(inputs, mean, "mean"), _by_channel(inputs, std, "std")
 
     def measured(self, passes: Callable[[], Iterator[Tensor]]) -> Normalize:
         if self.mean is not None:
@@ -184,8 +194,11 @@ def apply(transforms: Sequence[Callable[[Any], Any]], inputs: Any) -> Any:
         return one_size([apply(transforms, image[None]) for image in inputs.images])[: inputs.count]
     if not isinstance(inputs, Tensor):
         raise DataError(f"transforms work on one tensor of inputs, and these are a {type(inputs).__name__}.")
+    ours = False  # whether the memory of `inputs` was made here
     for transform in transforms:
-        inputs = transform(inputs)
+        before = inputs
+        inputs = transform.into(inputs) if ours and type(transform) is Normalize else transform(inputs)
+        ours = type(transform) in (ToFloat, Normalize) and (ours or inputs is not before)
     return inputs
 
 
@@ -263,13 +276,18 @@ def _numbers(values: Any, length: int | None = None, kind: type = float) -> bool
     )
 
 
-def _by_channel(inputs: Tensor, numbers: Sequence[float] | Tensor, what: str) -> Tensor:
+def _by_channel(inputs: Tensor, numbers: tuple[float, ...], what: str) -> Tensor:
     channels = inputs.shape[1] if inputs.dim() > 1 else 1
     if len(numbers) not in (1, channels):
         raise DataError(f"normalize has {len(numbers)} numbers for {what}, and the inputs {channels} channels.")
-    dtype = numbers.dtype if isinstance(numbers, Tensor) else inputs.dtype
-    values = torch.as_tensor(numbers, dtype=dtype, device=inputs.device)
-    return values.reshape(-1, *[1] * (inputs.dim() - 2)) if inputs.dim() > 1 else values
+    return _constants(numbers, inputs.dim(), inputs.dtype, inputs.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(numbers: tuple[float, ...], dimensions: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Put on the device once, and read only: a copy for each batch would wait for it."""
+    values = torch.tensor(numbers, dtype=dtype, device=device)
+    return values.reshape(-1, *[1] * (dimensions - 2)) if dimensions > 1 else values
 
 
 def _moments_by_channel(batches: Iterator[Tensor]) -> tuple[Tensor, Tensor]:

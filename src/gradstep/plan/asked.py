@@ -16,6 +16,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "optimizer": ("fused", "foreach"),
     "threads": (int,),
     "graph": ("step",),
+    "data": ("resident", "ahead"),
     "evaluation": ("channels_last",),
     "evaluation_batch": (int,),
     "compile": ("model",),

@@ -23,7 +23,7 @@ from gradstep.plan.asked import MEASURED
 from gradstep.plan.document import Verdict
 from gradstep.plan.passes import PASS, Few, passes_apart, take_passes
 from gradstep.plan.proposals import PROPOSALS, Proposal, apply
-from gradstep.plan.shadow import DeclinedError, Trace, shadow_of, still, take_steps
+from gradstep.plan.shadow import DeclinedError, Trace, batches_apart, shadow_of, still, take_fed_steps, take_steps
 from gradstep.plan.timing import BLOCK, ENOUGH, Raced, race, time_boxed
 from gradstep.plan.unfit import is_short, why_not
 from gradstep.plan.verdicts import Remembered
@@ -36,6 +36,7 @@ _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in f
 _RACING = 20  # steps' time that a race takes at least
 _TIMES, _GRACE = 5, 1.0  # times what a trial was to take, and seconds at least, after which it hangs
 _YOURS = ("threads", "graph")  # in a loop of your own
+_RUN = 8  # steps with their batches that are timed as one: what is begun for them is a part of it
 _FIRST = 3  # steps that the first prediction rests on
 
 
@@ -85,6 +86,7 @@ class _Search:
         self._training, self._known, self._before, self._now = training, known, before, now
         self._left = training.clock.total - training.state.step
         self._began, self.step = now(), before.step  # seconds of a step, as the plan is so far
+        self.fetching = 0.0  # seconds that making its batch takes
         self._plain = training  # what a proposal is measured against: a shadow with what is chosen so far
 
     def found(self) -> list[Verdict]:
@@ -117,8 +119,10 @@ class _Search:
 
     def _needed(self, proposal: Proposal) -> float:
         """Seconds that a trial takes at least."""
-        steps = _RACING * (self._pass if proposal.evaluates else 1)
-        return proposal.seconds + _VERIFYING * proposal.times * self.step + max(steps * self.step, _RACING * BLOCK)
+        each = self.step * self._pass if proposal.evaluates else self.step
+        if proposal.feeds:
+            each = _RUN * (self.step + self.fetching)
+        return proposal.seconds + _VERIFYING * proposal.times * self.step + _RACING * max(each, BLOCK)
 
     @property
     def _pass(self) -> float:
@@ -138,6 +142,10 @@ class _Search:
         assert isinstance(feed, Feed)
         last = feed.steps_per_epoch - 1  # which may be smaller
         self._batches = [feed[0], feed[last]]
+        began = self._now()
+        for number in range(1, 1 + _FIRST):
+            feed[number]
+        self.fetching = (self._now() - began) / _FIRST
         self._timed = self._batches[:1]
         self._traces: dict[tuple[int | None, int], Trace] = {}  # by what they are of, made when they are needed
         self._plain = self._shadow(self._training.plan.choices)
@@ -154,6 +162,8 @@ class _Search:
         if known is None and needed > self._time:
             why = f"it takes {needed:.2g} s, and of 2 % of the run {max(self._time, 0.0):.2g} s are left"
             return Verdict(proposal.switch, value, "not tried", why)
+        if proposal.feeds and (share := self.fetching / (self.step + self.fetching)) <= 1 - ENOUGH:
+            return Verdict(proposal.switch, value, "declined", f"making the batch is {share:.0%} of a step's time")
         try:
             with time_boxed(max(_TIMES * needed, _GRACE)):
                 return self._tried(proposal, value, {**choices, proposal.switch: value}, known)
@@ -168,7 +178,7 @@ class _Search:
             self._plain = self._shadow(with_it)
             return known
         raced, other = self._raced(with_it, proposal, self._time)
-        if not proposal.evaluates:
+        if not (proposal.evaluates or proposal.feeds):
             self.step = min(self.step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
         ratio = (raced.ratio, raced.low, raced.high)
         if not raced.faster:
@@ -179,6 +189,9 @@ class _Search:
 
     def _verified(self, choices: Mapping[str, Any], proposal: Proposal) -> float:
         kind = proposal.samples(choices[proposal.switch]), proposal.times
+        if proposal.feeds:
+            own = {proposal.switch: choices[proposal.switch]}  # the rest is not the feed's
+            return batches_apart(self._training, lambda other: apply(other, own, self._known))
         if proposal.evaluates:
             return passes_apart(self._training, lambda shadow: apply(shadow, choices, self._known))
         if kind not in self._traces:
@@ -189,6 +202,8 @@ class _Search:
         def take(shadow: Training, count: int) -> None:
             if proposal.evaluates:
                 take_passes(shadow, self._few, count)
+            elif proposal.feeds:
+                take_fed_steps(shadow, _RUN * count)
             else:
                 take_steps(shadow, self._timed, count)
 

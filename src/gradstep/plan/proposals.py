@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradstep import graphs
 from gradstep.data import Feed
+from gradstep.data.decoding import own_cores
 from gradstep.errors import RecipeError
 from gradstep.module_state import layouts
 from gradstep.optim import SGD
@@ -43,7 +44,7 @@ class Proposal:
     `apply` sets the switch and returns what undoes that; it may raise. `seconds` is what it costs beside steps.
     `samples` is how many of a batch show whether a value changes what is computed; None: all of them; `times` is how
     often each batch must be taken for that. With `evaluates` it is a pass without gradients that it may make faster,
-    and not a step.
+    and not a step; with `feeds` it is the step with the making of its batch.
     """
 
     switch: str
@@ -53,6 +54,7 @@ class Proposal:
     samples: Callable[[Any], int | None] = lambda value: 16  # noqa: ARG005
     times: int = 1
     evaluates: bool = False
+    feeds: bool = False
 
 
 def apply(training: Training, choices: Mapping[str, Any], proposals: Sequence[Proposal] | None = None) -> Undo:
@@ -277,6 +279,28 @@ def threads_of(training: Training) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _kept_or_ahead(training: Training) -> list[Any]:
+    """Data in memory: on a device that has room for all of them four times; else, or on a CPU, made by a thread."""
+    feed, device = training.feed, training.device
+    if not isinstance(feed, Feed) or not feed.is_pure:
+        return []
+    fits = device.type == "cuda" and 4 * feed.nbytes <= torch.cuda.mem_get_info(device)[0] and not feed.checks
+    beside = device.type != "cpu" or (own_cores() > 1 and not feed.pipeline.empty)
+    return ["resident"] * fits + ["ahead"] * beside
+
+
+def _feed_by(training: Training, value: Any) -> Undo:
+    before = training.feed
+    if not isinstance(before, Feed):
+        raise TypeError("whole batches come as their owner makes them")
+    training.feed = before.resident() if value == "resident" else before.ahead()
+
+    def undo() -> None:
+        training.feed = before
+
+    return undo
+
+
 def _lay_out_for_evaluations(training: Training, value: Any) -> Undo:
     before, training.evaluation_format = training.evaluation_format, value
 
@@ -340,6 +364,7 @@ PROPOSALS = (
     Proposal("optimizer", _with_a_kernel_for_all, _take_all_at_once),
     Proposal("threads", _fewer_threads, _set_threads),
     Proposal("graph", _replayable, _replay, times=4),
+    Proposal("data", _kept_or_ahead, _feed_by, feeds=True),
     Proposal("evaluation", _with_images, _lay_out_for_evaluations, evaluates=True),
     Proposal("evaluation_batch", _joined, _evaluate_at_once, evaluates=True),
     Proposal("compile", _compilable, _compile, seconds=_COMPILING, samples=lambda value: None),  # noqa: ARG005

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradstep import tree
+from gradstep.data import Feed
 from gradstep.finite import Guard
 from gradstep.plan.proposals import threads_of
 from gradstep.state import TrainState
@@ -85,6 +86,30 @@ def take_steps(training: Training, batches: Sequence[Any], count: int = 1) -> No
             batch = batches[number % len(batches)]
             training.take_step(training.state, batch, training.update, training.clip, training.guard, training.device)
     synchronise(training.device)
+
+
+def take_fed_steps(training: Training, count: int) -> None:
+    """So many steps on the feed's batches, each made for its step. Waits for the device."""
+    feed = training.feed
+    assert isinstance(feed, Feed)
+    with threads_of(training):
+        for batch in feed.start(0, count):
+            training.take_step(training.state, batch, training.update, training.clip, training.guard, training.device)
+    synchronise(training.device)
+
+
+def batches_apart(training: Training, apply: Callable[[Training], Any]) -> float:
+    """0. DeclinedError unless every number of some batches is the same: the epoch's first, its last, the next one's."""
+    plain, other = training.feed, replace(training)
+    apply(other)
+    assert isinstance(plain, Feed)
+    assert isinstance(other.feed, Feed)
+    for first in (0, plain.steps_per_epoch - 1):
+        pairs = zip(plain.start(first, first + 2), other.feed.start(first, first + 2), strict=True)
+        for ours, theirs in ((tree.tensors(a), tree.tensors(b)) for a, b in pairs):
+            if len(ours) != len(theirs) or not all(map(torch.equal, ours, theirs)):
+                raise DeclinedError("its batches are no longer the same")
+    return 0.0
 
 
 def synchronise(device: torch.device) -> None:

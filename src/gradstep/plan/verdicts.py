@@ -47,6 +47,7 @@ def key_of(training: Training, switches: Sequence[str]) -> str:
         "optimizer": [type(state.optimizer).__name__, groups],
         "batch": tree.describe(feed.sample()),
         "batch_size": feed.batch_size,
+        "data": [type(feed.source).__name__, len(feed.source), feed.pipeline.words],
         "evaluated": None if training.evaluated is None else training.evaluated.feed.batch_size,
         "ways": [update.micro_batch, update.stat_group, update.dropout, str(training.device), training.clip is None],
         "asked": [sorted(training.asked.switches.items()), *switches],

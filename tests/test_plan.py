@@ -366,11 +366,14 @@ WATCH = [0.0]  # seconds, by a watch on which nothing but a slow net takes time:
 class Slow(nn.Module):
     """A net whose forward takes 3 ms, and 1 ms if it is told to hurry."""
 
-    def __init__(self, norm: bool = True) -> None:
+    def __init__(self, norm: bool = True, keeps: bool = False) -> None:
         super().__init__()
         self.net, self.hurry = net(norm=norm), False
+        self.kept: list[Tensor] | None = [] if keeps else None
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.kept is not None:
+            self.kept.append(torch.zeros(5_000))
         WATCH[0] += 0.001 if self.hurry else 0.003
         outputs: Tensor = self.net(inputs)
         return outputs
@@ -419,6 +422,39 @@ def test_a_proposal_that_raises_or_hangs_costs_nothing_but_itself(monkeypatch: p
     )
     monkeypatch.setattr(choosing, "_GRACE", 0.2)
     assert "not done after" in found(one(_hangs), steps=20_000).why
+
+
+def leaks(training: Training, value: Any) -> Callable[[], None]:
+    """As a graph that is kept for each step, or a list of losses that hold theirs."""
+    kept, take = [], training.take_step
+
+    def keeping(*rest: Any) -> Any:
+        kept.append(torch.zeros(5_000))
+        return take(*rest)
+
+    training.take_step = keeping
+    return _hurry(training, value)
+
+
+def grows_once(training: Training, value: Any) -> Callable[[], None]:
+    kept, take = [], training.take_step
+
+    def keeping(*rest: Any) -> Any:
+        if not kept:
+            kept.append(torch.zeros(5_000_000))
+        return take(*rest)
+
+    training.take_step = keeping
+    return _hurry(training, value)
+
+
+def test_a_proposal_that_leaks_is_declined_however_fast_it_is() -> None:
+    verdict = found(one(leaks))
+    assert verdict.found == "declined"
+    assert re.fullmatch(r"it leaks: memory grows by (19|2\d) KB each time it is taken", verdict.why)
+    assert found(one(grows_once)).adopted
+    own = found(HURRY, Slow(keeps=True))  # a model of the user's that leaks does so by any plan
+    assert own.adopted
 
 
 def test_what_there_is_no_time_for_is_not_tried() -> None:

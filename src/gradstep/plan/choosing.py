@@ -21,6 +21,7 @@ from gradstep.keys import kept_streams
 from gradstep.plan import verdicts
 from gradstep.plan.asked import MEASURED
 from gradstep.plan.document import Verdict
+from gradstep.plan.memory import growth
 from gradstep.plan.passes import PASS, Few, passes_apart, take_passes
 from gradstep.plan.proposals import PROPOSALS, Proposal, apply
 from gradstep.plan.shadow import DeclinedError, Trace, batches_apart, shadow_of, still, take_fed_steps, take_steps
@@ -36,6 +37,7 @@ _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in f
 _RACING = 20  # steps' time that a race takes at least
 _TIMES, _GRACE = 5, 1.0  # times what a trial was to take, and seconds at least, after which it hangs
 _YOURS = ("threads", "graph")  # in a loop of your own
+_LEAK = 1000  # bytes a step: a hundred MB in a run of 100,000
 _RUN = 8  # steps with their batches that are timed as one: what is begun for them is a part of it
 _FIRST = 3  # steps that the first prediction rests on
 
@@ -207,10 +209,15 @@ class _Search:
             else:
                 take_steps(shadow, self._timed, count)
 
-        other = self._shadow(choices)
-        for shadow in (other, self._plain):
+        other, plain = self._shadow(choices), self._plain
+        for shadow in (other, plain):
             take(shadow, 1)
-        return race(lambda count: take(other, count), lambda count: take(self._plain, count), left, self._now), other
+        raced = race(lambda count: take(other, count), lambda count: take(plain, count), left, self._now)
+        if raced.faster and (more := growth(lambda count: take(other, count), self._training.device)):
+            more -= growth(lambda count: take(plain, count), self._training.device)  # the user's own may grow too
+            if more > _LEAK:
+                raise DeclinedError(f"it leaks: memory grows by {more / 1000:,.0f} KB each time it is taken")
+        return raced, other
 
     @functools.cached_property
     def _few(self) -> Few:

@@ -14,6 +14,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_code
 
+from gradstep.optim import fused
+
 _WRAPPERS = torch_code.__file__  # what torch wraps is written there; a wrapper of anybody else's stays
 
 
@@ -24,7 +26,8 @@ def step(optimizer: Optimizer) -> None:
         optimizer.step()
     elif without_grad:
         with torch.set_grad_enabled(False):  # half of what no_grad() costs
-            own(optimizer)
+            if not fused.step(optimizer):
+                own(optimizer)
     else:
         own(optimizer)
 

@@ -6,7 +6,8 @@ was given, and numbers that Python gave it; draws go on from where the device's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class _Recording(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.kernels: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
-        self.own: set[int] = set()  # the memory that was made inside
+        self.own: dict[int, torch.UntypedStorage] = {}  # the memory that was made inside
         self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,7 +41,9 @@ class _Recording(TorchDispatchMode):
         given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
         outputs = func(*args, **kwargs)
         made = _tensors(outputs)
-        self.own |= {each.untyped_storage().data_ptr() for each in made} - given
+        for memory in (each.untyped_storage() for each in made):
+            if memory.data_ptr() not in given and memory.data_ptr() not in self.before:
+                self.own[memory.data_ptr()] = memory
         self.kernels.append((func, args, kwargs, made))
         return outputs
 
@@ -50,34 +53,36 @@ class _Recording(TorchDispatchMode):
             self.before[memory.data_ptr()] = memory, memory.clone()
 
 
-class RecordedGraph:
-    """What `gradstep.graphs` asks of a device."""
+class Recorder:
+    """What `gradstep.graphs` asks of a device, for the CPU."""
 
     made = 0
 
     def __init__(self, device: torch.device) -> None:
-        RecordedGraph.made += 1
-        self._kernels: list[Any] = []
+        self.device = device
+
+    @contextmanager
+    def aside(self) -> Iterator[list[str]]:
+        yield []
 
     def capture(self, body: Callable[[], Any]) -> Any:
+        Recorder.made += 1
         stream, recording = torch.default_generator.get_state(), _Recording()
         try:
             with recording:
                 outcome = body()
-        finally:  # as if nothing had been run
+        finally:  # as if nothing had been run: what was made inside holds nothing before a replay fills it
             for memory, copy in recording.before.values():
                 memory.copy_(copy)
             torch.default_generator.set_state(stream)
-        self._kernels = recording.kernels
-        with torch.no_grad():  # what was made inside holds nothing before it is filled
-            for tensor in _tensors([outcome.loss, outcome.outputs, outcome.terms, outcome.spoiled]):
-                if tensor.is_floating_point():
-                    tensor.fill_(float("nan"))
-        return outcome
+            for memory in recording.own.values():
+                memory.fill_(255)  # no number, where it is read as one
 
-    def replay(self) -> None:
-        with torch.no_grad():
-            for func, args, kwargs, made in self._kernels:
-                for own, new in zip(made, _tensors(func(*args, **kwargs)), strict=True):
-                    if own.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
-                        own.copy_(new)
+        def replay() -> None:
+            with torch.no_grad():
+                for func, args, kwargs, made in recording.kernels:
+                    for own, new in zip(made, _tensors(func(*args, **kwargs)), strict=True):
+                        if own.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                            own.copy_(new)
+
+        return outcome, replay

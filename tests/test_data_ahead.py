@@ -24,11 +24,11 @@ from gradstep.data.augment import Flip, Shift
 from gradstep.data.mix import MixUp
 from gradstep.data.sources import Items, Part, Tensors
 from gradstep.errors import DataError, RecipeError
-from gradstep.plan import proposals
+from gradstep.plan import choosing, proposals
 from gradstep.plan.choosing import choose
-from gradstep.plan.proposals import PROPOSALS, apply
+from gradstep.plan.proposals import PROPOSALS
 from gradstep.plan.shadow import DeclinedError, batches_apart
-from tests.test_plan import net, sgd, training_of
+from tests.test_plan import WATCH, Slow, net, sgd, training_of
 
 DATA = tuple(proposal for proposal in PROPOSALS if proposal.switch == "data")
 PIXELS = torch.randint(0, 256, (53, 1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
@@ -109,6 +109,16 @@ def test_at_most_two_are_made_before_they_are_asked_for_and_an_error_comes_in_it
     assert threads() == []
 
 
+def test_where_no_thread_can_be_started_batches_are_made_when_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert list(islice(made_ahead(lambda step: step * step, count()), 5)) == [0, 1, 4, 9, 16]
+
+
 class Own(Dataset[Any]):
     def __len__(self) -> int:
         return 53
@@ -141,26 +151,52 @@ def test_code_of_the_users_is_not_called_by_a_thread() -> None:
         doubled.ahead()
     assert same(doubled.resident()[0], doubled[0])  # asked for a batch after the other, as ever
 
+    class Claims(Tensors):
+        """A source of the user's that says that it lies in memory, and draws."""
+
+        def batch(self, indices: Tensor, epoch: int, seed: int) -> Any:
+            return PIXELS[indices] + torch.randn(1), LABELS[indices]
+
+    claims = Feed(Claims((PIXELS, LABELS)), 5, shuffle=True)
+    for made in (claims.ahead, claims.resident, Feed(Part(claims.source, torch.arange(9)), 5, shuffle=True).ahead):
+        with pytest.raises(DataError, match="only"):
+            made()
+    checked = feed_of((), 5, False, 0)
+    checked.checks.append(lambda batch, numbers, what: None)  # as a criterion's, which calls the user's unpack
+    assert not checked.is_pure
+
 
 def test_samples_lie_on_the_device_once_and_are_gone_with_the_last_feed(monkeypatch: pytest.MonkeyPatch) -> None:
     feed = feed_of((), 8, False, 0)
-    there, again = feed.resident(), feed.resident()
+    there, again, expected = feed.resident(), feed.resident(), feed[3]
     assert there._there is again._there is not None
-    monkeypatch.setattr(Tensors, "batch", lambda self, *_: "from the host" if self is feed.source else ("kept",))
-    assert there._there.batch(0, 0, 0) == ("kept",)
+    gathers, batch = [], Tensors.batch
+
+    def noted(source: Any, *rest: Any) -> Any:
+        gathers.append(source)
+        return batch(source, *rest)
+
+    monkeypatch.setattr(Tensors, "batch", noted)
+    assert same(there[3], expected)
+    assert gathers == [there._there]
+    gathers.clear()
     known = feed._known
     assert known is not None
     del there, again
     assert known() is None
 
 
-def test_what_can_t_be_looked_through_at_once_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_looked_through_batch_by_batch_is_so_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradstep.data.feed._SMALL", 100)
-    floats = Feed(Tensors((PIXELS.float(), LABELS)), 5, shuffle=True)
-    with pytest.raises(DataError, match="were looked through"):
+    pixels = PIXELS.float()
+    floats = Feed(Tensors((pixels, LABELS)), 5, shuffle=True)
+    assert floats.checks
+    assert not floats.resident().checks
+    assert same(floats.resident()[2], floats[2])
+    pixels[41, 0, 3, 3] = float("nan")
+    with pytest.raises(DataError, match="sample 41 holds nan"):
         floats.resident()
-    pixels = Feed(Tensors((PIXELS, LABELS)), 5, shuffle=True)  # whole numbers are always numbers
-    assert same(pixels.resident()[2], pixels[2])
+    assert not Feed(Tensors((PIXELS, LABELS)), 5, shuffle=True).checks  # whole numbers are always numbers
 
 
 # As proposals.
@@ -183,7 +219,7 @@ def test_a_thread_is_proposed_where_there_is_something_to_make_and_somebody_to_m
 
 def test_on_a_device_data_are_kept_where_there_is_room_for_four(monkeypatch: pytest.MonkeyPatch) -> None:
     training = training_on()
-    training.device = torch.device("cuda")  # nothing is asked of it but its room
+    training.device = training.feed.device = torch.device("cuda")  # nothing is asked of it but its room
     size = 53 * (144 + 8)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * size, 80 * size))
     assert DATA[0].values(training) == ["resident", "ahead"]
@@ -193,48 +229,34 @@ def test_on_a_device_data_are_kept_where_there_is_room_for_four(monkeypatch: pyt
 
 def test_batches_that_are_others_are_seen() -> None:
     training = training_on((Flip(),))
-    assert batches_apart(training, lambda other: apply(other, {"data": "ahead"})) == 0.0
-
-    def another_order(other: Any) -> None:
-        other.feed = feed_of((Flip(),), 8, False, 1)
-
-    def one_too_few(other: Any) -> None:
-        ahead = other.feed.ahead()
-        ahead.start = lambda first, stop: training.feed.start(first + (first > 0), stop + (first > 0))
-        other.feed = ahead
-
-    for planted in (another_order, one_too_few):
+    feed = training.feed
+    assert batches_apart(feed, feed.ahead()) == 0.0
+    late = feed.ahead()
+    late.start = lambda first, stop: feed.start(first + (first > 0), stop + (first > 0))
+    for planted in (feed_of((Flip(),), 8, False, 1), late):
         with pytest.raises(DeclinedError, match="no longer the same"):
-            batches_apart(training, planted)
+            batches_apart(feed, planted)
 
 
 def test_where_batches_cost_next_to_nothing_no_thread_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposals, "own_cores", lambda: 2)
 
-    class Slow(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net()
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            time.sleep(0.02)
-            outputs: Tensor = self.net(inputs)
-            return outputs
-
     training = training_of(Slow(), 100_000, train=images().train, batch_size=8)
-    choose(training, DATA)
+    choose(training, DATA, now=lambda: WATCH[0])
     (verdict,) = training.plan.verdicts
-    assert verdict.found == "declined"
-    assert "making the batch is" in verdict.why
+    assert (verdict.found, verdict.why) == ("declined", "making the batch is 0% of a step's time")
+    assert verdict.final
 
 
 def test_it_is_raced_with_the_batches_and_the_feed_is_the_users_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposals, "own_cores", lambda: 2)
     training = training_on((Flip(), Shift(2)), steps=1_000_000)
     feed = training.feed
+    monkeypatch.setattr(choosing, "_GRACE", 60.0)
     choose(training, DATA)
     (verdict,) = training.plan.verdicts
     assert verdict.ratio is not None, verdict  # whichever it is: on two cores others may have the second
+    assert verdict.found != "adopted" or verdict.why.endswith("the same bits")
     assert training.feed is feed
     assert threads() == []
 

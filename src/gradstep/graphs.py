@@ -4,13 +4,16 @@ What Python decides in a step is decided when its graph is captured. So the numb
 read from the device's memory, and written there before each replay: the batch, the rates, the step that masks are keyed
 by, the seed. Everything else that a step goes by is compared with what it was; where it is another, the step is taken
 one by one, and a new graph is captured in the next.
+
+A kernel reads a rate from memory as float32. So that a step is the same in every bit whether it is replayed or not, as
+after a resume, those that are taken one by one have their rates in float32 too.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -24,48 +27,68 @@ from gradstep.keys import keep_streams, key, seed_model, stream_positions
 from gradstep.optim import SGD
 from gradstep.optim.clipping import Clip
 from gradstep.state import TrainState
-from gradstep.step import advance, done, step
+from gradstep.step import advance, done
 from gradstep.update import Outcome, Update
 
-_MOST = 16  # graphs of a run: a step whose conditions are always others is taken one by one
+_MOST = 16  # graphs of a run: where conditions are always others, steps are taken one by one
 _OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, SGD)  # whose fused kernels read a rate from memory
 _PLAIN = (bool, int, float, str, type(None))
 
 
-class Graph(Protocol):
-    """What a device keeps of the kernels that it was given."""
+class Keeper(Protocol):
+    """What keeps graphs on a device, for one training: a stream, and memory that its graphs share."""
 
-    def capture(self, body: Callable[[], Outcome]) -> Outcome:
-        """What `body` gives, to be filled by a replay: none of its kernels runs now."""
+    def aside(self) -> AbstractContextManager[list[str]]:
+        """Inside, kernels go where graphs are captured. What it gives says afterwards where they waited."""
 
-    def replay(self) -> None:
-        """Runs them on the memory that they were captured with. Waits for nothing."""
+    def capture(self, body: Callable[[], Outcome]) -> tuple[Outcome, Callable[[], None]]:
+        """What `body` gives, to be filled by a replay, and what replays it: none of its kernels runs now."""
 
 
-class CudaGraph:
-    """A CUDA graph. A step before it has been taken in a stream of its own, as torch's notes on CUDA graphs ask."""
+class Cuda:
+    """CUDA graphs, captured in a stream in which a step was taken before, as torch's notes on them ask."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._graph = device, torch.cuda.CUDAGraph()
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
 
-    def capture(self, body: Callable[[], Outcome]) -> Outcome:
-        # A thread that writes a checkpoint may go on meanwhile. Entering waits for the device: once in a graph's life.
-        with torch.cuda.device(self._device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            return body()
+    @contextmanager
+    def aside(self) -> Iterator[list[str]]:
+        waits: list[str] = []
+        here, before = torch.cuda.current_stream(self._device), torch.cuda.get_sync_debug_mode()
+        self._stream.wait_stream(here)
+        with warnings.catch_warnings(record=True) as heard, torch.cuda.stream(self._stream):
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")  # a capture that fails by a wait leaves torch in disorder
+            try:
+                yield waits
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        here.wait_stream(self._stream)
+        waits += [f"{each.filename}:{each.lineno}" for each in heard if "synchroniz" in str(each.message)]
 
-    def replay(self) -> None:
-        self._graph.replay()
+    def capture(self, body: Callable[[], Outcome]) -> tuple[Outcome, Callable[[], None]]:
+        graph, results = torch.cuda.CUDAGraph(), []
+        # The outer contexts put back what is current, whatever becomes of the inner one. Threads that write a
+        # checkpoint or make batches go on meanwhile. Entering waits for the device: once in a graph's life.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    results.append(body())
+            except Exception as error:
+                raise error.__context__ or error from None  # what ends a capture says less than what broke it
+        return results[0], graph.replay
 
 
-def maker_of(device: torch.device) -> Callable[[torch.device], Graph] | None:
-    """What makes graphs on a device; None where it keeps none."""
-    return CudaGraph if device.type == "cuda" else None
+def keeper_of(device: torch.device) -> Callable[[torch.device], Keeper] | None:
+    """What keeps graphs on a device; None where nothing does."""
+    return Cuda if device.type == "cuda" else None
 
 
 def why_not(state: TrainState, update: Update, guard: Guard, device: torch.device) -> str | None:
     """Why steps of this training can't be captured; None where that may be tried."""
     groups = state.optimizer.param_groups
-    if maker_of(device) is None:
+    if keeper_of(device) is None:
         return f"{device.type} keeps no graphs"
     if update.micro_batch is not None:
         return "micro-batches are taken one by one"
@@ -75,15 +98,17 @@ def why_not(state: TrainState, update: Update, guard: Guard, device: torch.devic
         return f"{type(state.optimizer).__name__} has no fused kernel that reads its rate from memory"
     if any(group.get("lr_decay") or group.get("momentum_form") == "inside" for group in groups):
         return "the optimizer counts its steps in Python"
-    if any(isinstance(value, Tensor) for group in groups for value in group.values()):
+    options = [value for group in groups for name, value in group.items() if name != "params"]
+    if tree.tensors(options):
         return "an option of the optimizer is a tensor, which is the user's"
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
-    graph: Graph
+    replay: Callable[[], None]
     conditions: list[Any]
+    held: list[Any]  # tensors that conditions are about: their addresses can't be given to others
     batch: list[Tensor]  # that the kernels read
     outcome: Outcome  # that they fill
     gradients: list[tuple[nn.Parameter, Tensor | None]]
@@ -92,55 +117,75 @@ class _Captured:
 class GraphedSteps:
     """Takes steps as `step.step` does: the first of a kind one by one, those after it by replaying a graph.
 
-    With `strict`, RuntimeError says why a step could not be captured; else all further ones are taken one by one.
+    With `strict`, RuntimeError says why a step can't be captured; else a warning does, and all are taken one by one.
     """
 
-    def __init__(self, make: Callable[[torch.device], Graph], *, strict: bool) -> None:
-        self._make, self._strict = make, strict
+    def __init__(self, keeper: Keeper, *, strict: bool) -> None:
+        self._keeper, self._strict = keeper, strict
         self._known: dict[Any, _Captured | list[Any]] = {}  # by the kind of batch: a graph, or under what it was seen
-        self._captures = 0
+        self._left = _MOST  # graphs that may be captured still
+        self._broken = False
         self._rates: list[Tensor] = []
-        self._numbers: list[tuple[dict[str, Any], list[str]]] = []  # what modules hold in Python, and where
-        self._tensors: list[tuple[dict[str, Any], list[str]]] = []  # and their tensors but for the parameters
+        self._watched: list[tuple[dict[str, Any], list[str]]] = []  # what modules hold, and under which names
         self.replayed = 0  # steps
 
     def __call__(
         self, state: TrainState, batch: Any, update: Update, clip: Clip | None, guard: Guard, device: torch.device
     ) -> Outcome:
-        if self._captures >= _MOST or state.step in state.left_out:
-            return step(state, batch, update, clip, guard, device)
-
         def body(inputs: Any, targets: Any) -> Outcome:
             return advance(state, inputs, targets, update, clip, guard)
 
         given = update.unpack(batch)
         leaves, nest = pytree.tree_flatten(given)
-        kind = (nest, *[(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+        if not all(isinstance(leaf, Tensor) and leaf.device.type == device.type for leaf in leaves):
+            self._give_up("a batch holds more than tensors on the device")
+        if self._broken or state.step in state.left_out:
+            return self._one_by_one(state, given, body, device)
+        kind = (nest, *[(leaf.shape, leaf.dtype, leaf.stride()) for leaf in leaves])
         known, conditions = self._known.get(kind), self._conditions(state, update)
-        if isinstance(known, _Captured):
-            if known.conditions == conditions:
-                return self._replayed(known, leaves, given[1], state, update, device)
-        elif known == conditions:
+        if isinstance(known, _Captured) and known.conditions == conditions:
+            return self._replayed(known, leaves, given[1], state, update, device)
+        if known == conditions and self._left:
             try:
                 captured = self._captured(leaves, nest, conditions, body, state, update, device)
-            except Exception as error:  # nothing of the step has been done: it is taken now
-                if self._strict:
-                    raise RuntimeError(f"the step can't be captured: {error}") from error
-                self._captures = _MOST
-                warnings.warn(
-                    f"plan.graph: a step can't be captured, and all are taken one by one: {error}", stacklevel=2
-                )
-                return step(state, batch, update, clip, guard, device)
+            except Exception as error:  # no kernel has run, and what Python did is undone: the step is taken now
+                self._give_up(error)
+                return self._one_by_one(state, given, body, device)
             self._known[kind] = captured
             return self._replayed(captured, leaves, given[1], state, update, device)
-        with _aside(device):
-            outcome = step(state, batch, update, clip, guard, device)
-        self._known[kind] = self._conditions(state, update)  # with the slots that the first step has made
+        if not self._left:
+            return self._one_by_one(state, given, body, device)
+        versions = [leaf._version for leaf in leaves]
+        with self._keeper.aside() as waits:
+            outcome = self._one_by_one(state, given, body, device)
+        self._watched = []  # a first step makes slots, and perhaps attributes
+        self._known[kind] = self._conditions(state, update)
+        if waits:
+            self._give_up(f"it waits for the device at {waits[0]}")
+        elif versions != [leaf._version for leaf in leaves]:
+            self._give_up("it writes into its batch, and a graph into a copy")
+        return outcome
+
+    def _give_up(self, why: object) -> None:
+        if self._strict:
+            raise RuntimeError(f"the step can't be captured: {why}")
+        if not self._broken:
+            warnings.warn(f"plan.graph: a step can't be captured, and all are taken one by one: {why}", stacklevel=3)
+        self._broken = True
+        self._known.clear()
+
+    def _one_by_one(
+        self, state: TrainState, given: tuple[Any, Any], body: Callable[[Any, Any], Outcome], device: torch.device
+    ) -> Outcome:
+        seed_model(device, key(state.seed, "model", index=state.step))
+        with _options(state, [{"lr": rate.item()} for rate in _in_float32(state)]):
+            outcome = body(*given)
+        done(state, outcome)
         return outcome
 
     def _captured(
         self,
-        leaves: Sequence[Any],
+        leaves: Sequence[Tensor],
         nest: Any,
         conditions: list[Any],
         body: Callable[[Any, Any], Outcome],
@@ -148,27 +193,26 @@ class GraphedSteps:
         update: Update,
         device: torch.device,
     ) -> _Captured:
-        there = all(isinstance(leaf, Tensor) and leaf.device == device for leaf in leaves)
-        _refuse(not there, "a batch holds more than tensors on the device")
-        self._captures += 1
-        graph, batch = self._make(device), [leaf.clone() for leaf in leaves]
-        restore, held = keep_streams(), self._held_in_python()
+        self._left -= 1
+        self._rates = self._rates or [rate.to(device) for rate in _in_float32(state)]
+        batch = [leaf.clone() for leaf in leaves]
+        restore, parameters = self._undoing(state), _parameters(state)
+        reading = [{"lr": rate, **({"capturable": True} if "capturable" in group else {})}
+                   for rate, group in zip(self._rates, state.optimizer.param_groups, strict=True)]  # fmt: skip
         try:
-            with self._reading_rates(state, device), update.keyed_from_memory():
-                before = _host_streams(device)
-                outcome = graph.capture(lambda: body(*pytree.tree_unflatten(batch, nest)))
-            _refuse(
-                _host_streams(device) != before, "it draws from a stream of the host, and a graph draws the same again"
-            )
+            before = _host_streams(device)
+            with _options(state, reading), update.keyed_from_memory():
+                outcome, replay = self._keeper.capture(lambda: body(*pytree.tree_unflatten(batch, nest)))
+            _refuse(_host_streams(device) != before, "it draws from a stream of the host, and a graph draws no more")
             changed = self._conditions(state, update) != conditions
             _refuse(changed, "the model keeps in Python what a step changes, and a graph has it fixed")
-        except BaseException:  # no kernel has run: what Python did is undone too
+        except BaseException:
             restore()
-            for own, was in held:
-                own.update(was)
             raise
-        gradients = [(p, p.grad) for group in state.optimizer.param_groups for p in group["params"]]
-        return _Captured(graph, conditions, batch, outcome, gradients)
+        held = [own[name] for own, names in self._watched for name in names if name in own]
+        held += [slot for slots in state.optimizer.state.values() for slot in slots.values()]
+        gradients = [(parameter, parameter.grad) for parameter in parameters]
+        return _Captured(replay, conditions, held, batch, outcome, gradients)
 
     def _replayed(
         self,
@@ -185,7 +229,7 @@ class GraphedSteps:
         for own, leaf in zip(captured.batch, leaves, strict=True):
             own.copy_(leaf, non_blocking=True)
         self._write_rates(state)
-        captured.graph.replay()
+        captured.replay()
         for parameter, gradient in captured.gradients:
             parameter.grad = gradient
         self.replayed += 1
@@ -203,63 +247,87 @@ class GraphedSteps:
         done(state, outcome)
         return outcome
 
-    def _held_in_python(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        return [(own, {n: own[n] for n in names if n in own}) for own, names in (*self._numbers, *self._tensors)]
-
     def _write_rates(self, state: TrainState) -> None:
         for rate, group in zip(self._rates, state.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
 
-    @contextmanager
-    def _reading_rates(self, state: TrainState, device: torch.device) -> Iterator[None]:
-        """Inside, the optimizer's kernels read their rates from memory; the options are then as they were."""
-        groups = state.optimizer.param_groups
-        if len(self._rates) != len(groups):
-            self._rates = [torch.zeros((), dtype=torch.float32, device=device) for _ in groups]
-        before: list[dict[str, Any]] = [
-            {name: group[name] for name in ("lr", "capturable") if name in group} for group in groups
-        ]
-        for group, rate in zip(groups, self._rates, strict=True):
-            group["lr"] = rate
-            if "capturable" in group:
-                group["capturable"] = True
-        try:
-            yield
-        finally:
-            for group, was in zip(groups, before, strict=True):
-                group.update(was)
+    def _undoing(self, state: TrainState) -> Callable[[], None]:
+        """What puts back what Python does in a step: streams of the host, what modules hold, slots, gradients."""
+        restore, slots = keep_streams(), {p: dict(own) for p, own in state.optimizer.state.items()}
+        modules = [(own, {name: own[name] for name in names if name in own}) for own, names in self._watched]
+        gradients = [(parameter, parameter.grad) for parameter in _parameters(state)]
 
-    def _look_at(self, *roots: Any) -> None:
-        for root in roots:
-            for module in root.modules() if isinstance(root, nn.Module) else ():
-                own = vars(module)
-                self._numbers.append((own, [name for name, value in own.items() if isinstance(value, _PLAIN)]))
-                self._tensors.append((own, [name for name, value in own.items() if isinstance(value, Tensor)]))
-                self._tensors.append((module._buffers, list(module._buffers)))
+        def undo() -> None:
+            restore()
+            for own, was in modules:
+                own.update(was)
+            state.optimizer.state.clear()
+            state.optimizer.state.update(slots)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+        return undo
 
     def _conditions(self, state: TrainState, update: Update) -> list[Any]:
         """What a step goes by beside its batch, its rates and its number."""
-        if not self._numbers:
-            self._look_at(state.model, state.criterion)
+        if not self._watched:
+            self._watched = list(_watched(state.model, state.criterion))
         optimizer = state.optimizer
-        held: list[Any] = []
+        found: list[Any] = [id(optimizer), id(update.forward)]
         for group in optimizer.param_groups:
-            held += [(name, value) for name, value in group.items() if name not in ("params", "lr")]
+            found += [(name, value) for name, value in group.items() if name not in ("params", "lr")]
             for parameter in group["params"]:
-                slots = optimizer.state.get(parameter, {})
-                held += [parameter.data_ptr(), parameter.requires_grad, *map(_place, slots.values())]
-        held += [_place(own[name]) for own, names in self._tensors for name in names if name in own]
-        return [id(optimizer), id(update.forward), held, [tuple(map(own.get, names)) for own, names in self._numbers]]
+                found += map(_mark, optimizer.state.get(parameter, {}).values())
+        for parameter in _parameters(state):
+            found += [_mark(parameter), parameter.requires_grad]
+        return [*found, *[tuple([_mark(own.get(name)) for name in names]) for own, names in self._watched]]
+
+
+def _parameters(state: TrainState) -> list[nn.Parameter]:
+    """All that a step may give a gradient, whether the optimizer holds it or not."""
+    roots = [root for root in (state.model, state.criterion) if isinstance(root, nn.Module)]
+    own = [parameter for root in roots for parameter in root.parameters()]
+    return list(dict.fromkeys([*own, *(p for group in state.optimizer.param_groups for p in group["params"])]))
+
+
+def _watched(*roots: Any) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The numbers, words and tensors that modules hold, buffers among them: in which mapping, under which names."""
+    for root in roots:
+        for module in root.modules() if isinstance(root, nn.Module) else ():
+            own = vars(module)
+            yield own, [name for name, value in own.items() if isinstance(value, (*_PLAIN, Tensor))]
+            yield module._buffers, list(module._buffers)
+
+
+def _mark(value: Any) -> Any:
+    """Of a tensor, where and how its numbers lie; of anything else, what it is."""
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, value.stride(), value.dtype
+    return value if isinstance(value, _PLAIN) else id(value)
+
+
+def _in_float32(state: TrainState) -> list[Tensor]:
+    """The rates on the host, as a kernel reads them."""
+    return [torch.tensor(group["lr"], dtype=torch.float32) for group in state.optimizer.param_groups]
+
+
+@contextmanager
+def _options(state: TrainState, values: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Inside, the groups have these options; then their own again."""
+    groups = state.optimizer.param_groups
+    before = [{name: group[name] for name in each} for each, group in zip(values, groups, strict=True)]
+    try:
+        for group, each in zip(groups, values, strict=True):
+            group.update(each)
+        yield
+    finally:
+        for group, was in zip(groups, before, strict=True):
+            group.update(was)
 
 
 def _refuse(whether: bool, why: str) -> None:
     if whether:
         raise RuntimeError(why)
-
-
-def _place(value: Any) -> Any:
-    """Where a tensor's numbers are; of anything else, what it is."""
-    return value.data_ptr() if isinstance(value, Tensor) else value
 
 
 def _host_streams(device: torch.device) -> dict[str, Any]:
@@ -268,16 +336,3 @@ def _host_streams(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":  # torch's stream there is the device's own
         positions.pop("torch")
     return positions
-
-
-@contextmanager
-def _aside(device: torch.device) -> Iterator[None]:
-    """Inside, kernels go into a stream of their own on a device that has streams; what comes waits for them there."""
-    if device.type != "cuda":
-        yield
-        return
-    aside, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    aside.wait_stream(here)
-    with torch.cuda.stream(aside):
-        yield
-    here.wait_stream(aside)

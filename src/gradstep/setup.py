@@ -29,7 +29,8 @@ from gradstep.optim.options import check_groups
 from gradstep.optim.replacing import Replaced, replace
 from gradstep.plan.asked import Asked
 from gradstep.plan.document import Plan
-from gradstep.plan.proposals import Given, apply, laid_out, take_apart, threads_of
+from gradstep.plan.layout import Given, laid_out
+from gradstep.plan.proposals import apply, take_apart, threads_of
 from gradstep.precision import forward_in, scale_of
 from gradstep.scheduling import Scheduled, bind
 from gradstep.state import TrainState, bases_of

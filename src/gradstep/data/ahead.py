@@ -18,9 +18,15 @@ _READY = 2  # batches, made or in the making
 def made_ahead(make: Callable[[int], Made], steps: Iterator[int]) -> Iterator[Made]:
     """`make(step)` for each step in turn, by one thread. An error comes when its batch is asked for.
 
-    `make` must be a function of the step alone: nothing else may use what it changes.
+    `make` must be a function of the step alone: nothing else may use what it changes. Where no thread can be started,
+    each is made when it is asked for.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="gradstep batches")
+    try:
+        pool.submit(int)
+    except RuntimeError:  # the system's limit is reached
+        yield from map(make, steps)
+        return
     try:
         waiting: deque[Future[Made]] = deque(pool.submit(make, step) for step in islice(steps, _READY))
         while waiting:

@@ -116,7 +116,7 @@ class Feed:
         """Batches from number `step` on, to number `stop` if it is given (which is left out)."""
         steps = count(step) if stop is None else iter(range(step, stop))
         if self._ahead:
-            return made_ahead(self._alone().__getitem__, steps)
+            return made_ahead(self._made_by_a_thread(), steps)
         return self._by_workers(steps) if self.workers else (self[number] for number in steps)
 
     def once(self) -> Iterator[Any]:
@@ -125,40 +125,54 @@ class Feed:
 
     def in_batches_of(self, batch_size: int) -> Feed:
         """The same samples in the same order, so many at once; of those that an epoch has."""
-        other = self._alone()
+        other = copy.copy(self)
         other.batch_size, other.steps_per_epoch = batch_size, math.ceil(self.samples / batch_size)
+        other._cut = (-1, ())
         return other
 
     @property
     def is_pure(self) -> bool:
         """Whether a batch is a function of its number in any thread: data in memory, and no code of the user's."""
-        return self.source.in_memory and self.pipeline.is_ours
+        ours = (refuse_non_finite, self.pipeline.hold_labels)
+        return self._lies_in_memory and self.pipeline.is_ours and all(check in ours for check in self.checks)
+
+    @property
+    def _lies_in_memory(self) -> bool:
+        """Whether batches are gathers by sources of gradstep's: one of the user's may say so and do anything."""
+        source: Any = self.source
+        while type(source).__module__.startswith("gradstep.") and hasattr(source, "whole"):
+            source = source.whole
+        return self.source.in_memory and type(source).__module__.startswith("gradstep.")
 
     def ahead(self) -> Feed:
         """The same batches, each made by a thread while the ones before are used. DataError where that isn't pure."""
         if not self.is_pure:
             raise DataError(f"{self.what}: only batches of data in memory can be made ahead by a thread.")
-        other = self._alone()
+        other = copy.copy(self)
         other._ahead = True
         return other
 
     def resident(self) -> Feed:
         """The same batches, gathered on the device where all samples are put, once for all feeds that are made so.
 
-        DataError where the data do not lie in memory, or are looked through batch by batch.
+        They are looked through now, and not batch by batch. DataError where they do not lie in memory.
         """
-        if not self.source.in_memory or self.checks:
-            raise DataError(f"{self.what}: only data in memory that were looked through can be kept on the device.")
-        other = self._alone()
+        if not self._lies_in_memory:
+            raise DataError(f"{self.what}: only data in memory can be kept on the device.")
+        other = copy.copy(self)
         other._there = self._known() if self._known is not None else None
         if other._there is None:
-            parts = (
-                tree.to_device(self.source.batch(numbers, 0, self.seed), self.device)
-                for numbers in torch.arange(len(self.source)).split(_AT_ONCE * self.batch_size)
-            )
-            other._there = Tensors(tree.concatenate(list(parts)))
-            self._known = other._known = weakref.ref(other._there)
+            numbers = torch.arange(len(self.source)).split(_AT_ONCE * self.batch_size)
+            other._there = Tensors(tree.concatenate([self._put_there(each) for each in numbers]))
+            self._known = weakref.ref(other._there)
+        other.checks = []
         return other
+
+    def _put_there(self, numbers: Tensor) -> Any:
+        batch = self.source.batch(numbers, 0, self.seed)
+        for check in self.checks:
+            check(batch, original(self.source, numbers), self.what)
+        return tree.to_device(batch, self.device)
 
     @property
     def nbytes(self) -> int:
@@ -166,11 +180,18 @@ class Feed:
         one = tree.tensors(self.source.batch(torch.arange(1), 0, self.seed))
         return len(self.source) * sum(tensor.numel() * tensor.element_size() for tensor in one)
 
-    def _alone(self) -> Feed:
-        """The same feed with an order of its own to draw: another thread may ask it."""
-        other = copy.copy(self)
-        other._order, other._cut = (-1, torch.empty(0)), (-1, ())
-        return other
+    def _made_by_a_thread(self) -> Callable[[int], Any]:
+        """Batches by number, for one thread: it draws orders of its own, and works in this one's stream."""
+        own = copy.copy(self)
+        if self.device.type != "cuda":
+            return own.__getitem__
+        stream = torch.cuda.current_stream(self.device)
+
+        def make(step: int) -> Any:
+            with torch.cuda.stream(stream):  # where the step reads what is made here
+                return own[step]
+
+        return make
 
     def sample(self) -> Any:
         """The first two samples as a batch: what a look before training needs."""

@@ -60,8 +60,10 @@ class Pipeline:
 
     @property
     def words(self) -> list[str]:
-        """What is done, in order."""
-        return [repr(each) for each in (*self._single, *self._transforms, *self._mixes)]
+        """What is done, in order, the same in every process."""
+        steps = [*self._single, *enumerate(self._transforms), *self._mixes]
+        ours = [(place, each, type(each).__module__.startswith("gradstep.")) for place, each in steps]
+        return [f"{place} {each!r}" if known else f"{place} {type(each).__qualname__}" for place, each, known in ours]
 
     @property
     def mixes(self) -> bool:

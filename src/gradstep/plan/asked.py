@@ -9,6 +9,7 @@ from typing import Any
 from gradstep.errors import RecipeError, listed, nearest
 
 MEASURED, OFF = "measured", "off"
+ON_REQUEST = ("graph",)  # not measured unless it is named: nobody has seen it on a device yet
 # What each switch may be set to by hand, beside `measured` and `off`; int stands for a number of at least 1.
 SWITCHES: dict[str, tuple[Any, ...]] = {
     "memory_format": ("channels_last",),
@@ -37,14 +38,15 @@ class Asked:
         """
         if isinstance(given, Asked):
             return given
+        measured = {switch: OFF if switch in ON_REQUEST else MEASURED for switch in SWITCHES}
         if given in ("measured", "plain"):
-            return cls(dict.fromkeys(SWITCHES, MEASURED if given == "measured" else OFF))
+            return cls(measured if given == "measured" else dict.fromkeys(SWITCHES, OFF))
         if not isinstance(given, Mapping):
             hint = nearest(str(given), ("measured", "plain"))
             raise RecipeError(
                 f"plan: {given!r} is neither measured nor plain, nor switches such as {{compile: off}}.{hint}"
             )
-        switches: dict[str, Any] = dict.fromkeys(SWITCHES, MEASURED)
+        switches: dict[str, Any] = measured
         for name, value in given.items():
             if name not in SWITCHES:
                 raise RecipeError(

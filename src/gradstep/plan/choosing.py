@@ -19,14 +19,14 @@ from gradstep.data import Feed
 from gradstep.errors import RecipeError
 from gradstep.keys import kept_streams
 from gradstep.plan import verdicts
-from gradstep.plan.asked import MEASURED
+from gradstep.plan.asked import MEASURED, ON_REQUEST
 from gradstep.plan.document import Verdict
-from gradstep.plan.memory import growth
+from gradstep.plan.memory import LOOKS, growth
 from gradstep.plan.passes import PASS, Few, passes_apart, take_passes
 from gradstep.plan.proposals import PROPOSALS, Proposal, apply
 from gradstep.plan.shadow import DeclinedError, Trace, batches_apart, shadow_of, still, take_fed_steps, take_steps
 from gradstep.plan.timing import BLOCK, ENOUGH, Raced, race, time_boxed
-from gradstep.plan.unfit import is_short, why_not
+from gradstep.plan.unfit import is_short, why_no_copies, why_not
 from gradstep.plan.verdicts import Remembered
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 SHARE = 0.02  # of the predicted run
 _VERIFYING = 6  # steps' time that a verification takes: a few samples, but in float64
-_RACING = 20  # steps' time that a race takes at least
+_RACING = 20 + 2 * LOOKS  # steps' time that a race takes at least, with the looks at what was found faster
 _TIMES, _GRACE = 5, 1.0  # times what a trial was to take, and seconds at least, after which it hangs
-_YOURS = ("threads", "graph")  # in a loop of your own
+_YOURS = ("threads", "graph", "data")  # in a loop of your own
 _LEAK = 1000  # bytes a step: a hundred MB in a run of 100,000
 _RUN = 8  # steps with their batches that are timed as one: what is begun for them is a part of it
 _FIRST = 3  # steps that the first prediction rests on
@@ -54,6 +54,9 @@ def choose(
     """
     asked, plan = training.asked, training.plan
     _refuse_what_is_yours(asked.given, own_loop)
+    for proposal in known:
+        if proposal.switch in ON_REQUEST and proposal.switch in asked.given:
+            _prove(training, proposal, known)
     if MEASURED not in asked.switches.values():
         return
     if (why := why_not(training)) is not None:
@@ -124,7 +127,8 @@ class _Search:
         each = self.step * self._pass if proposal.evaluates else self.step
         if proposal.feeds:
             each = _RUN * (self.step + self.fetching)
-        return proposal.seconds + _VERIFYING * proposal.times * self.step + _RACING * max(each, BLOCK)
+        verifying = _VERIFYING * proposal.times * self.step
+        return proposal.seconds(self._training) + verifying + _RACING * max(each, BLOCK)
 
     @property
     def _pass(self) -> float:
@@ -161,11 +165,12 @@ class _Search:
         known, needed = self._before.of(proposal.switch, value), self._needed(proposal)
         if known is not None and not known.adopted:
             return known
+        if proposal.feeds and (share := self.fetching / (self.step + self.fetching)) <= 1 - ENOUGH:
+            why = f"making the batch is {share:.0%} of a step's time"
+            return Verdict(proposal.switch, value, "declined", why, final=True)
         if known is None and needed > self._time:
             why = f"it takes {needed:.2g} s, and of 2 % of the run {max(self._time, 0.0):.2g} s are left"
             return Verdict(proposal.switch, value, "not tried", why)
-        if proposal.feeds and (share := self.fetching / (self.step + self.fetching)) <= 1 - ENOUGH:
-            return Verdict(proposal.switch, value, "declined", f"making the batch is {share:.0%} of a step's time")
         try:
             with time_boxed(max(_TIMES * needed, _GRACE)):
                 return self._tried(proposal, value, {**choices, proposal.switch: value}, known)
@@ -175,49 +180,55 @@ class _Search:
             return Verdict(proposal.switch, value, "declined", f"{type(error).__name__}: {_first_line(error)}")
 
     def _tried(self, proposal: Proposal, value: Any, with_it: dict[str, Any], known: Verdict | None) -> Verdict:
-        apart = self._verified(with_it, proposal)
+        other = self._shadow(with_it)
+        apart = self._verified(with_it, proposal, other)
         if known is not None:
-            self._plain = self._shadow(with_it)
+            self._plain = other
             return known
-        raced, other = self._raced(with_it, proposal, self._time)
+        raced = self._raced(other, proposal)
         if not (proposal.evaluates or proposal.feeds):
             self.step = min(self.step, raced.seconds)  # what was predicted may have been disturbed, and is shorter now
         ratio = (raced.ratio, raced.low, raced.high)
         if not raced.faster:
             return Verdict(proposal.switch, value, "declined", raced.words(), ratio, final=raced.low > ENOUGH)
+        if (leak := self._leak(other, proposal)) > _LEAK:
+            why = f"it leaks: memory grows by {leak / 1000:,.0f} KB each time it is taken"
+            return Verdict(proposal.switch, value, "declined", why, ratio)
         self._plain = other  # what comes is measured against what is chosen
-        why = f"{raced.words()}, {apart:.0e} apart in float64"
+        why = f"{raced.words()}, {'the same bits' if proposal.feeds else f'{apart:.0e} apart in float64'}"
         return Verdict(proposal.switch, value, "adopted", why, ratio, final=True)
 
-    def _verified(self, choices: Mapping[str, Any], proposal: Proposal) -> float:
+    def _verified(self, choices: Mapping[str, Any], proposal: Proposal, other: Training) -> float:
         kind = proposal.samples(choices[proposal.switch]), proposal.times
         if proposal.feeds:
-            own = {proposal.switch: choices[proposal.switch]}  # the rest is not the feed's
-            return batches_apart(self._training, lambda other: apply(other, own, self._known))
+            return batches_apart(self._training.feed, other.feed)
         if proposal.evaluates:
             return passes_apart(self._training, lambda shadow: apply(shadow, choices, self._known))
         if kind not in self._traces:
             self._traces[kind] = Trace(self._training, self._batches, *kind)
         return self._traces[kind].deviation(lambda shadow: apply(shadow, choices, self._known))
 
-    def _raced(self, choices: Mapping[str, Any], proposal: Proposal, left: float) -> tuple[Raced, Training]:
-        def take(shadow: Training, count: int) -> None:
-            if proposal.evaluates:
-                take_passes(shadow, self._few, count)
-            elif proposal.feeds:
-                take_fed_steps(shadow, _RUN * count)
-            else:
-                take_steps(shadow, self._timed, count)
-
-        other, plain = self._shadow(choices), self._plain
+    def _raced(self, other: Training, proposal: Proposal) -> Raced:
+        take, plain = self._taking(proposal), self._plain
+        began = self._now()
         for shadow in (other, plain):
             take(shadow, 1)
-        raced = race(lambda count: take(other, count), lambda count: take(plain, count), left, self._now)
-        if raced.faster and (more := growth(lambda count: take(other, count), self._training.device)):
-            more -= growth(lambda count: take(plain, count), self._training.device)  # the user's own may grow too
-            if more > _LEAK:
-                raise DeclinedError(f"it leaks: memory grows by {more / 1000:,.0f} KB each time it is taken")
-        return raced, other
+        left = self._time - LOOKS * (self._now() - began)  # which is what the looks for leaks may take
+        return race(lambda count: take(other, count), lambda count: take(plain, count), left, self._now)
+
+    def _leak(self, other: Training, proposal: Proposal) -> int:
+        """Bytes that it leaves more than plain does: the user's own may grow too."""
+        take, plain, device = self._taking(proposal), self._plain, self._training.device
+        more = growth(lambda count: take(other, count), device)
+        return more - growth(lambda count: take(plain, count), device) if more > _LEAK else 0
+
+    def _taking(self, proposal: Proposal) -> Callable[[Training, int], None]:
+        """What is timed, and how often."""
+        if proposal.evaluates:
+            return lambda shadow, count: take_passes(shadow, self._few, count)
+        if proposal.feeds:
+            return lambda shadow, count: take_fed_steps(shadow, _RUN * count)
+        return lambda shadow, count: take_steps(shadow, self._timed, count)
 
     @functools.cached_property
     def _few(self) -> Few:
@@ -240,6 +251,24 @@ def _refuse_what_is_yours(given: Mapping[str, Any], own_loop: bool) -> None:
             "plan.graph: between two steps of your own loop all is yours to change, which a graph would "
             "not see. Write off, or take fit."
         )
+
+
+def _prove(training: Training, proposal: Proposal, known: Sequence[Proposal]) -> None:
+    """RecipeError for a switch by hand that is not the same step: what fails silently is not taken at a word."""
+    given, feed = training.asked.given, training.feed
+    why = why_no_copies(training)
+    try:
+        with training.training_mode(), kept_streams(training.device), _unharmed(training):
+            if why is None and isinstance(feed, Feed):
+                batches = [feed[0], feed[feed.steps_per_epoch - 1]]
+                trace = Trace(training, batches, proposal.samples(given[proposal.switch]), proposal.times)
+                trace.deviation(lambda shadow: apply(shadow, given, known))
+    except RecipeError:
+        raise
+    except Exception as error:
+        why = _first_line(error)
+    if why is not None:
+        raise RecipeError(f"plan.{proposal.switch}: {given[proposal.switch]} can't be had here ({why}). Write off.")
 
 
 def _first_line(error: Exception) -> str:

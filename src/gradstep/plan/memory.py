@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 from collections.abc import Callable
 
 import torch
 
-_LOOKS = 4  # units of steps after each of which more must be held
+LOOKS = 4  # units of steps after each of which more must be held
 
 
 class _Info(ctypes.Structure):
@@ -38,10 +39,18 @@ def _mallinfo() -> Callable[[], _Info] | None:
 
 
 def growth(take: Callable[[int], object], device: torch.device) -> int:
-    """Bytes more that each step leaves: the least of a few looks, since a leak is there in each and a cache in some."""
-    looks = []
-    for _ in range(_LOOKS):
-        before = held(device)
-        take(1)
-        looks.append(held(device) - before)
+    """Bytes more that each step leaves: the least of a few looks, since a leak is there in each and a cache in some.
+
+    Python collects no garbage meanwhile, or one of two that leave the same would be found to leave less.
+    """
+    looks, collects = [], gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(LOOKS):
+            before = held(device)
+            take(1)
+            looks.append(held(device) - before)
+    finally:
+        if collects:
+            gc.enable()
     return max(min(looks), 0)

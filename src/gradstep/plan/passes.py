@@ -13,7 +13,8 @@ from gradstep import tree
 from gradstep.data import Feed
 from gradstep.evaluation import measure, outputs_of
 from gradstep.metrics import Mean, MetricSet, Value
-from gradstep.plan.proposals import laid_out, threads_of
+from gradstep.plan.layout import laid_out
+from gradstep.plan.proposals import threads_of
 from gradstep.plan.shadow import SAME, DeclinedError, apart_of, as_double, first_of, shadow_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from gradstep.data.decoding import own_cores
 from gradstep.errors import RecipeError
 from gradstep.module_state import layouts
 from gradstep.optim import SGD
+from gradstep.plan.layout import images_of, lay_out_slots, put_back, put_channels_last
 from gradstep.step import step
 from gradstep.update.denominators import is_mean
 from gradstep.update.update import Found
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 Undo = Callable[[], None]
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, SGD)
 _FEWEST = 32  # samples in a micro-batch: in smaller ones kernels have too little to do
-_COMPILING = 60.0  # seconds that a small net's compilation takes on two cores, its verification's included
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Proposal:
     switch: str
     values: Callable[[Training], list[Any]]
     apply: Callable[[Training, Any], Undo]
-    seconds: float = 0.0
+    seconds: Callable[[Training], float] = lambda training: 0.0  # noqa: ARG005
     samples: Callable[[Any], int | None] = lambda value: 16  # noqa: ARG005
     times: int = 1
     evaluates: bool = False
@@ -80,50 +80,12 @@ def _roots(training: Training) -> Iterator[nn.Module]:
         yield state.ema.module
 
 
-@contextmanager
-def laid_out(model: nn.Module, word: str | None) -> Iterator[None]:
-    """Inside, the weights of the model's convolutions lie as `word` says, where it says anything; then as before."""
-    kept: list[tuple[Tensor, Tensor]] = []
-    try:
-        if word is not None:
-            _swap([model], kept)
-        yield
-    finally:
-        _put_back(kept)
-
-
-@torch.no_grad()
-def _swap(roots: Iterable[nn.Module], kept: list[tuple[Tensor, Tensor]]) -> None:
-    """Gives each 4-D tensor memory with its channels last, and notes in `kept` what it had."""
-    for root in roots:
-        for tensor in _images_of(root):
-            own = tensor.data
-            # Not contiguous(): of one channel both formats are the same to torch, but not to its kernels.
-            last = torch.empty_like(own, memory_format=torch.channels_last).copy_(own)
-            kept.append((tensor, own))
-            tensor.data = last
-
-
-@torch.no_grad()
-def _put_back(kept: list[tuple[Tensor, Tensor]]) -> None:
-    """The same numbers in the memory that was theirs: a view that somebody has of it sees them."""
-    while kept:
-        tensor, own = kept[-1]
-        if tensor.data_ptr() != own.data_ptr() and tensor.shape == own.shape:  # a model may have grown meanwhile
-            tensor.data = own.copy_(tensor.data)
-        kept.pop()
-
-
-def _images_of(model: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in dict.fromkeys((*model.parameters(), *model.buffers())) if tensor.dim() == 4]
-
-
 def _with_images(training: Training) -> list[Any]:
     """Where there are convolutions, and nobody else has their memory: flat vectors, other processes, tied weights."""
     model = training.state.model
     if layouts(model) or not any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in model.modules()):
         return []
-    images = _images_of(model)
+    images = images_of(model)
     alone = all(each.untyped_storage().nbytes() == each.nbytes and not each.is_shared() for each in images)
     return ["channels_last"] if alone and len({each.data_ptr() for each in images}) == len(images) else []
 
@@ -132,42 +94,16 @@ def _to_channels_last(training: Training, value: Any) -> Undo:  # noqa: ARG001
     kept: list[tuple[Tensor, Tensor]] = []
 
     def undo() -> None:
-        _put_back(kept)
-        _lay_out_slots(training)
+        put_back(kept)
+        lay_out_slots(training)
 
     try:
-        _swap(_roots(training), kept)
-        _lay_out_slots(training)
+        put_channels_last(_roots(training), kept)
+        lay_out_slots(training)
     except BaseException:
         undo()
         raise
     return undo
-
-
-class Given:
-    """How the user's objects were when they were given: a checkpoint may lay them out as another process had them."""
-
-    def __init__(self, model: nn.Module, groups: list[dict[str, Any]]) -> None:
-        self._images = [(tensor, tensor.data) for tensor in _images_of(model)]
-        self._options = [
-            (group, name, group[name]) for group in groups for name in ("fused", "foreach") if name in group
-        ]
-
-    def give_back(self, training: Training) -> None:
-        """They are so again, with the numbers that they have now."""
-        _put_back(list(self._images))
-        _lay_out_slots(training)
-        for group, name, was in self._options:
-            group[name] = was
-
-
-@torch.no_grad()
-def _lay_out_slots(training: Training) -> None:
-    """What the optimizer keeps for a parameter lies as it does: a fused kernel goes through both in a row."""
-    for parameter, slots in training.state.optimizer.state.items():
-        for name, slot in slots.items() if isinstance(parameter, Tensor) and isinstance(slots, dict) else ():
-            if isinstance(slot, Tensor) and slot.shape == parameter.shape and slot.stride() != parameter.stride():
-                slots[name] = torch.empty_like(parameter, dtype=slot.dtype).copy_(slot)
 
 
 def _pieces(training: Training) -> list[Any]:
@@ -220,12 +156,25 @@ def _take_all_at_once(training: Training, value: Any) -> Undo:
     before = [(group, group[value]) for group in groups]
     for group in groups:
         group[value] = True
+    if value == "fused":
+        _put_counts(training, there=True)
 
     def undo() -> None:
         for group, was in before:
             group[value] = was
+        if value == "fused" and not all(was for _, was in before):
+            _put_counts(training, there=False)
 
     return undo
+
+
+def _put_counts(training: Training, *, there: bool) -> None:
+    """Adam's count of steps lies on the device for a fused kernel, and else on the host, where reading it waits for
+    nobody."""
+    for parameter, slots in training.state.optimizer.state.items():
+        count = slots.get("step") if isinstance(parameter, Tensor) and isinstance(slots, dict) else None
+        if isinstance(count, Tensor) and parameter.device.type == "cuda":
+            slots["step"] = count.to(parameter.device if there else "cpu", torch.float32)
 
 
 def _replayable(training: Training) -> list[Any]:
@@ -238,11 +187,14 @@ def _replayable(training: Training) -> list[Any]:
 
 def _replay(training: Training, value: Any) -> Undo:  # noqa: ARG001
     """Steps by a graph of their kernels, in which the fused optimizer's are: they read the rate from memory."""
-    before, make = training.take_step, graphs.maker_of(training.device)
-    if (why := graphs.why_not(training.state, training.update, training.guard, training.device)) or make is None:
+    before, state, make = training.take_step, training.state, graphs.keeper_of(training.device)
+    why = graphs.why_not(state, training.update, training.guard, training.device)
+    if not training.trial and any(parameter.dtype == torch.float64 for parameter in state.trained()):
+        why = "a rate is read as float32, which is too coarse for parameters in float64"
+    if why is not None or make is None:
         raise RuntimeError(why)
     undo_fused = _take_all_at_once(training, "fused")
-    training.take_step = graphs.GraphedSteps(make, strict=training.trial)
+    training.take_step = graphs.GraphedSteps(make(training.device), strict=training.trial)
 
     def undo() -> None:
         training.take_step = before
@@ -280,20 +232,37 @@ def threads_of(training: Training) -> Iterator[None]:
 
 
 def _kept_or_ahead(training: Training) -> list[Any]:
-    """Data in memory: on a device that has room for all of them four times; else, or on a CPU, made by a thread."""
+    """Data in memory: on a CUDA device with room for all of them four times; else, or on a CPU, made by a thread."""
     feed, device = training.feed, training.device
     if not isinstance(feed, Feed) or not feed.is_pure:
         return []
-    fits = device.type == "cuda" and 4 * feed.nbytes <= torch.cuda.mem_get_info(device)[0] and not feed.checks
-    beside = device.type != "cpu" or (own_cores() > 1 and not feed.pipeline.empty)
-    return ["resident"] * fits + ["ahead"] * beside
+    cuda = device.type == "cuda"
+    beside = cuda or (device.type == "cpu" and own_cores() > 1 and not feed.pipeline.empty)
+    return ["resident"] * (cuda and _has_room(feed)) + ["ahead"] * beside
+
+
+def _has_room(feed: Feed) -> bool:
+    return feed.device.type == "cuda" and 4 * feed.nbytes <= torch.cuda.mem_get_info(feed.device)[0]
+
+
+def _copying(training: Training) -> float:
+    """Seconds that putting all samples on a device takes, for the trial and for the run."""
+    feed = training.feed
+    return 2e-9 * feed.nbytes if isinstance(feed, Feed) and training.device.type == "cuda" else 0.0
 
 
 def _feed_by(training: Training, value: Any) -> Undo:
     before = training.feed
     if not isinstance(before, Feed):
         raise TypeError("whole batches come as their owner makes them")
-    training.feed = before.resident() if value == "resident" else before.ahead()
+    if before.device.type not in ("cpu", "cuda"):
+        raise RuntimeError(f"{before.device.type} is not to be asked by two threads, nor for its free memory")
+    if value == "ahead":
+        training.feed = before.ahead()
+    elif before.device.type == "cuda":  # in a CPU's memory they are already
+        if before._known is None and not _has_room(before):
+            raise RuntimeError(f"{4 * before.nbytes / 1e9:.1f} GB, four times the data, are not free")
+        training.feed = before.resident()
 
     def undo() -> None:
         training.feed = before
@@ -334,6 +303,11 @@ def _compilable(training: Training) -> list[Any]:  # noqa: ARG001
     return ["model"] if compiler is not None else []
 
 
+def _compiling(training: Training) -> float:  # noqa: ARG001
+    """Seconds that a small net's compilation takes on two cores, its verification's included."""
+    return 60.0
+
+
 def _compile(training: Training, value: Any) -> Undo:  # noqa: ARG001
     update, model = training.update, training.state.model
     before, given = update.forward, update.forward
@@ -364,8 +338,8 @@ PROPOSALS = (
     Proposal("optimizer", _with_a_kernel_for_all, _take_all_at_once),
     Proposal("threads", _fewer_threads, _set_threads),
     Proposal("graph", _replayable, _replay, times=4),
-    Proposal("data", _kept_or_ahead, _feed_by, feeds=True),
+    Proposal("data", _kept_or_ahead, _feed_by, seconds=_copying, feeds=True),
     Proposal("evaluation", _with_images, _lay_out_for_evaluations, evaluates=True),
     Proposal("evaluation_batch", _joined, _evaluate_at_once, evaluates=True),
-    Proposal("compile", _compilable, _compile, seconds=_COMPILING, samples=lambda value: None),  # noqa: ARG005
+    Proposal("compile", _compilable, _compile, seconds=_compiling, samples=lambda value: None),  # noqa: ARG005
 )

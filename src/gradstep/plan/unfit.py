@@ -30,10 +30,13 @@ def is_short(training: Training) -> bool:
 
 
 def why_not(training: Training) -> str | None:
-    """Why nothing can be tried on copies of this training; None where all is well."""
+    """Why nothing can be found out by measuring copies of this training; None where all is well."""
+    return f"the run has fewer than {FEWEST:,} steps" if is_short(training) else why_no_copies(training)
+
+
+def why_no_copies(training: Training) -> str | None:
+    """Why no copies of this training can take its steps."""
     state, update = training.state, training.update
-    if is_short(training):
-        return f"the run has fewer than {FEWEST:,} steps"
     if not isinstance(training.feed, Feed):
         return "the batches can't be asked for twice"
     if (heard := next(_hooks(training), None)) is not None:

@@ -85,9 +85,8 @@ LOST = [
         STREAM,
         (
             "step.py",
-            '    seed_model(device, key(state.seed, "model", index=state.step))\n    bare.zero_grad(state.optimizer)\n'
-            "    guard.before(state)",
-            "    bare.zero_grad(state.optimizer)\n    guard.before(state)",
+            '    seed_model(device, key(state.seed, "model", index=state.step))\n    scale = begin(state, guard)',
+            "    scale = begin(state, guard)",
         ),
     ),
     _bug(

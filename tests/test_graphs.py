@@ -337,6 +337,7 @@ def test_a_step_that_writes_into_its_batch_is_not_captured() -> None:
     class Spoils(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            torch.manual_seed(3)
             self.linear = nn.Linear(12, 12)
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:

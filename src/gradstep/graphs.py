@@ -27,7 +27,7 @@ from gradstep.keys import keep_streams, key, seed_model, stream_positions
 from gradstep.optim import SGD
 from gradstep.optim.clipping import Clip
 from gradstep.state import TrainState
-from gradstep.step import advance, done
+from gradstep.step import begin, done, finish
 from gradstep.update import Outcome, Update
 
 _MOST = 16  # graphs of a run: where conditions are always others, steps are taken one by one
@@ -64,8 +64,12 @@ class Cuda:
                 yield waits
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        here.wait_stream(self._stream)
-        waits += [f"{each.filename}:{each.lineno}" for each in heard if "synchroniz" in str(each.message)]
+                here.wait_stream(self._stream)
+        for each in heard:
+            if "synchroniz" in str(each.message):
+                waits.append(f"{each.filename}:{each.lineno}")
+            else:
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
     def capture(self, body: Callable[[], Outcome]) -> tuple[Outcome, Callable[[], None]]:
         graph, results = torch.cuda.CUDAGraph(), []
@@ -133,7 +137,10 @@ class GraphedSteps:
         self, state: TrainState, batch: Any, update: Update, clip: Clip | None, guard: Guard, device: torch.device
     ) -> Outcome:
         def body(inputs: Any, targets: Any) -> Outcome:
-            return advance(state, inputs, targets, update, clip, guard)
+            scale = begin(state, guard)
+            outcome = update.backward(inputs, targets, step=state.step + 1, scale=scale)
+            finish(state, outcome, clip, guard)
+            return outcome
 
         given = update.unpack(batch)
         leaves, nest = pytree.tree_flatten(given)

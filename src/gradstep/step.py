@@ -21,22 +21,26 @@ def step(
     """Trains on one batch. The order of these lines is the contract's; only the guard may wait for the device."""
     inputs, targets = update.unpack(batch)
     seed_model(device, key(state.seed, "model", index=state.step))
-    outcome = advance(state, inputs, targets, update, clip, guard)
+    scale = begin(state, guard)
+    outcome = update.backward(inputs, targets, step=state.step + 1, scale=scale)
+    finish(state, outcome, clip, guard)
     done(state, outcome)
     return outcome
 
 
-def advance(state: TrainState, inputs: Any, targets: Any, update: Update, clip: Clip | None, guard: Guard) -> Outcome:
-    """Of a step what a device computes, between its seed and its number: what a graph of it holds."""
+def begin(state: TrainState, guard: Guard) -> float:
+    """No gradient of the step before is left. What the loss is to be multiplied by."""
     bare.zero_grad(state.optimizer)
     guard.before(state)
-    scale = 1.0 if state.scale is None else state.scale.value
-    outcome = update.backward(inputs, targets, step=state.step + 1, scale=scale)
+    return 1.0 if state.scale is None else state.scale.value
+
+
+def finish(state: TrainState, outcome: Outcome, clip: Clip | None, guard: Guard) -> None:
+    """Updates the weights, unless the gradient is no number."""
     if guard.lets(state, outcome):
         if clip is not None:
             clip(state.trained())
         bare.step(state.optimizer)
-    return outcome
 
 
 def closure_step(

@@ -135,6 +135,11 @@ def test_what_is_much_faster_is_found_beside_a_neighbour_too() -> None:
     assert sum(Machine(draw, faster=0.5).race().faster for _ in range(200)) >= 180
 
 
+def test_what_is_a_tenth_faster_is_found_where_there_is_time_to_look_often_enough() -> None:
+    draw = random.Random(3)
+    assert sum(Machine(draw, faster=0.9).race().faster for _ in range(200)) >= 170
+
+
 def test_a_race_takes_no_more_looks_than_there_is_time_for() -> None:
     machine = Machine(random.Random(2), faster=0.93)  # near the bound: it would look on
     raced = race(machine.steps(True), machine.steps(False), 0.01, lambda: machine.now)

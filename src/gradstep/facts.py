@@ -72,7 +72,7 @@ def of_waiting(feed: Any, share: float) -> str:
     if not isinstance(feed, Feed):
         return f"{what}, which are made as you make them"
     if feed.source.in_memory:
-        return f"{what}, made of data in memory: look at data.transforms and data.augment"
+        return f"{what}, made of data in memory: look at data.transforms and data.augment, or take plan.data=ahead"
     if feed.workers:
         return f"{what}: more than workers={feed.workers} may be quicker, or a cheaper __getitem__"
     return f"{what}: try workers={os.cpu_count() or 1}, or give data that fits into memory as tensors"

@@ -214,7 +214,8 @@ class _Search:
         for shadow in (other, plain):
             take(shadow, 1)
         left = self._time - LOOKS * (self._now() - began)  # which is what the looks for leaks may take
-        return race(lambda count: take(other, count), lambda count: take(plain, count), left, self._now)
+        # Half of it: what is hard to tell leaves some for those that come.
+        return race(lambda count: take(other, count), lambda count: take(plain, count), left / 2, self._now)
 
     def _leak(self, other: Training, proposal: Proposal) -> int:
         """Bytes that it leaves more than plain does: the user's own may grow too."""

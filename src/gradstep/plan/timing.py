@@ -3,7 +3,7 @@
 Two take turns in short blocks, A B B A: what disturbs one disturbs its neighbour. The median of the pairs' ratios lies
 between two of the sorted ratios with a probability that is the binomial's, however times are distributed (Conover,
 "Practical Nonparametric Statistics", section 3.2). That is of one look at independent pairs; how often what changes
-nothing is adopted in up to four looks, beside a neighbour, is simulated in tests/test_plan.py.
+nothing is adopted in up to seven looks, beside a neighbour, is simulated in tests/test_plan.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 ENOUGH = 0.95  # of plain, at the interval's upper end: what is gained by less is not worth another way
-_LOOKS = (8, 12, 18, 27)  # pairs after which it is asked whether that is enough
+_LOOKS = (8, 12, 18, 27, 40, 60, 90)  # pairs after which it is asked whether that is enough
 BLOCK = 0.002  # seconds that a block takes at least
 
 Steps = Callable[[int], object]  # makes so many steps, and waits for the device

@@ -25,11 +25,12 @@ def step(optimizer: Optimizer) -> bool:
         return False
     calls: list[Call] = []
     for group in optimizer.param_groups:
+        if not group["fused"] or not _plain(group):
+            return False
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not params:
             continue
-        call = prepare(optimizer.state, group, params) if group["fused"] and _plain(group) else None
-        if call is None:
+        if (call := prepare(optimizer.state, group, params)) is None:
             return False
         calls.append(call)
     for call in calls:

@@ -280,6 +280,23 @@ def test_a_run_by_graphs_is_the_run_and_is_resumed_as_it_was(tmp_path: Path) -> 
     assert all(map(torch.equal, tensors_of(whole), tensors_of(resumed)))  # whichever of its steps were replayed
 
 
+def test_a_graph_that_is_asked_for_in_a_resume_is_proven_there(tmp_path: Path) -> None:
+    def trained(plan: Any, resume: bool) -> Any:
+        return gradstep.fit(
+            Reads("counts"), nn.CrossEntropyLoss(), (IMAGES, LABELS), optimizer=OPTIMIZERS["SGD"], steps=12,
+            batch_size=32, out=tmp_path, name="run", plan=plan, resume=resume, quiet=True,
+            hooks=[] if resume else [Pauses()],
+        )  # fmt: skip
+
+    class Pauses:
+        def on_train_batch_end(self, state: Any, outcome: Any) -> Any:
+            return gradstep.Request.PAUSE if state.step == 5 else None
+
+    trained("plain", False)
+    with pytest.raises(RecipeError, match=r"plan\.graph: step can't be had here \(.*keeps in Python"):
+        trained({"graph": "step"}, True)
+
+
 # What is another thing in a graph than one by one.
 
 

@@ -11,7 +11,7 @@ from gradstep.data import Feed
 from gradstep.errors import CheckpointError, RecipeError
 from gradstep.keeper import Keeper, Policy, Progress
 from gradstep.meaning import meaning
-from gradstep.plan.choosing import choose
+from gradstep.plan.choosing import choose, prove
 from gradstep.plan.passes import Evaluated
 from gradstep.record import Console, Journal, Ledger, Recorder, Stopwatch
 from gradstep.rundir import RunDir
@@ -76,6 +76,8 @@ def chosen(
     if place is None or not place.plan.exists():
         training.evaluated = Evaluated.of(watching.others.values(), watching.metrics)
         choose(training)
+    else:
+        prove(training)
     at = lines.index(before[0]) if before[0] in lines else len(lines)
     return [*lines[:at], *training.plan.facts(), *lines[at + len(before) :]]
 

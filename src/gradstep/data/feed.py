@@ -21,7 +21,7 @@ from gradstep import tree
 from gradstep.data.ahead import made_ahead
 from gradstep.data.order import permutation
 from gradstep.data.pipeline import Pipeline
-from gradstep.data.sources import Source, Tensors, original
+from gradstep.data.sources import Source, Tensors, is_ours, original
 from gradstep.data.workers import Question, answers
 from gradstep.errors import DataError
 
@@ -140,9 +140,9 @@ class Feed:
     def _lies_in_memory(self) -> bool:
         """Whether batches are gathers by sources of gradstep's: one of the user's may say so and do anything."""
         source: Any = self.source
-        while type(source).__module__.startswith("gradstep.") and hasattr(source, "whole"):
+        while is_ours(source) and hasattr(source, "whole"):
             source = source.whole
-        return self.source.in_memory and type(source).__module__.startswith("gradstep.")
+        return self.source.in_memory and is_ours(source)
 
     def ahead(self) -> Feed:
         """The same batches, each made by a thread while the ones before are used. DataError where that isn't pure."""
@@ -160,13 +160,21 @@ class Feed:
         if not self._lies_in_memory:
             raise DataError(f"{self.what}: only data in memory can be kept on the device.")
         other = copy.copy(self)
-        other._there = self._known() if self._known is not None else None
+        other._there = self._copy_there()
         if other._there is None:
             numbers = torch.arange(len(self.source)).split(_AT_ONCE * self.batch_size)
             other._there = Tensors(tree.concatenate([self._put_there(each) for each in numbers]))
             self._known = weakref.ref(other._there)
         other.checks = []
         return other
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a feed has all samples on the device already."""
+        return self._copy_there() is not None
+
+    def _copy_there(self) -> Tensors | None:
+        return self._known() if self._known is not None else None
 
     def _put_there(self, numbers: Tensor) -> Any:
         batch = self.source.batch(numbers, 0, self.seed)

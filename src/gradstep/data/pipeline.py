@@ -12,7 +12,7 @@ from torch import Tensor
 from gradstep import tree
 from gradstep.data.draws import BatchDraws, Draws
 from gradstep.data.mix import CutMix, MixUp, hold_labels
-from gradstep.data.sources import Source
+from gradstep.data.sources import Source, is_ours
 from gradstep.data.transforms import Ragged, apply, one_size
 from gradstep.errors import DataError
 
@@ -56,14 +56,13 @@ class Pipeline:
     def is_ours(self) -> bool:
         """Whether all of it is gradstep's, whose draws are functions of what they are for."""
         steps = [*(each for _, each in (*self._single, *self._mixes)), *self._transforms]
-        return all(type(each).__module__.startswith("gradstep.") for each in steps)
+        return all(map(is_ours, steps))
 
     @property
     def words(self) -> list[str]:
         """What is done, in order, the same in every process."""
         steps = [*self._single, *enumerate(self._transforms), *self._mixes]
-        ours = [(place, each, type(each).__module__.startswith("gradstep.")) for place, each in steps]
-        return [f"{place} {each!r}" if known else f"{place} {type(each).__qualname__}" for place, each, known in ours]
+        return [f"{place} {repr(each) if is_ours(each) else type(each).__qualname__}" for place, each in steps]
 
     @property
     def mixes(self) -> bool:

@@ -54,9 +54,7 @@ def choose(
     """
     asked, plan = training.asked, training.plan
     _refuse_what_is_yours(asked.given, own_loop)
-    for proposal in known:
-        if proposal.switch in ON_REQUEST and proposal.switch in asked.given:
-            _prove(training, proposal, known)
+    prove(training, known)
     if MEASURED not in asked.switches.values():
         return
     if (why := why_not(training)) is not None:
@@ -254,8 +252,14 @@ def _refuse_what_is_yours(given: Mapping[str, Any], own_loop: bool) -> None:
         )
 
 
+def prove(training: Training, known: Sequence[Proposal] = PROPOSALS) -> None:
+    """RecipeError for a switch by hand that is not the same step, where that would fail silently: a graph's."""
+    for proposal in known:
+        if proposal.switch in ON_REQUEST and proposal.switch in training.asked.given:
+            _prove(training, proposal, known)
+
+
 def _prove(training: Training, proposal: Proposal, known: Sequence[Proposal]) -> None:
-    """RecipeError for a switch by hand that is not the same step: what fails silently is not taken at a word."""
     given, feed = training.asked.given, training.feed
     why = why_no_copies(training)
     try:

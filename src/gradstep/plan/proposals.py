@@ -260,7 +260,7 @@ def _feed_by(training: Training, value: Any) -> Undo:
     if value == "ahead":
         training.feed = before.ahead()
     elif before.device.type == "cuda":  # in a CPU's memory they are already
-        if before._known is None and not _has_room(before):
+        if not before.is_there and not _has_room(before):
             raise RuntimeError(f"{4 * before.nbytes / 1e9:.1f} GB, four times the data, are not free")
         training.feed = before.resident()
 

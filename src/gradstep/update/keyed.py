@@ -50,7 +50,10 @@ def _shifted(value: Tensor, by: int) -> Tensor:
 
 
 def bits(words: tuple[Tensor, Tensor], call: int, elements: int, kept_places: bool = True) -> Tensor:
-    """`[samples, elements]` int32, uniform over all of them: pcg4d of (place, both words, call), four at a time."""
+    """`[samples, elements]` int32, uniform over all of them: pcg4d of (place, both words, call), four at a time.
+
+    Without `kept_places` nothing is kept for the next call, nor taken from the last one.
+    """
     samples, quads, device = len(words[0]), -(-elements // 4), words[0].device
     v = torch.empty((4, samples, quads), dtype=torch.int32, device=device)
     x, y, z, w = v
